@@ -1,0 +1,29 @@
+"""Fused operators for GSAlign: thin-plate splines, feature warps, masked pooling, prototypes.
+
+Every operator has the same meaning in several implementations (plain PyTorch, C++ for the CPU,
+CUDA C++, Triton); :func:`use_kernels` chooses, :func:`kernel_report` tells what can run.
+"""
+
+from __future__ import annotations
+
+from gsalign_kernels.backends import KernelReport, kernel_report, use_kernels
+from gsalign_kernels.errors import KernelUnavailableError
+from gsalign_kernels.pool import masked_part_pool
+from gsalign_kernels.prototype import masked_prototype_loss
+from gsalign_kernels.tps import tps_basis, tps_evaluate, tps_grid, tps_solve
+from gsalign_kernels.warp import warp_image, warp_tokens
+
+__all__ = [
+    "KernelReport",
+    "KernelUnavailableError",
+    "kernel_report",
+    "masked_part_pool",
+    "masked_prototype_loss",
+    "tps_basis",
+    "tps_evaluate",
+    "tps_grid",
+    "tps_solve",
+    "use_kernels",
+    "warp_image",
+    "warp_tokens",
+]

@@ -1,0 +1,56 @@
+"""Masked part pooling in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gsalign_kernels.reference.tps import computation_dtype
+
+
+def part_weights(masks: Tensor, activation: str | None) -> Tensor:
+    """Masks ``[..., P, N]`` as given, or made from logits: softmax over the parts, or sigmoid."""
+    if activation == "softmax":
+        return masks.softmax(dim=-2)
+    if activation == "sigmoid":
+        return masks.sigmoid()
+    return masks
+
+
+def part_visibility(weights: Tensor, activation: str | None) -> Tensor:
+    """Largest weight of each part over the positions: ``[B, P, N] -> [B, P]``.
+
+    A map of no positions shows nothing: visibility 0.
+    """
+    if weights.shape[-1] == 0:
+        return weights.sum(dim=-1)
+    return weights.max(dim=-1).values
+
+
+def masked_part_pool(
+    tokens: Tensor,
+    masks: Tensor,
+    prefix: int,
+    mode: str,
+    activation: str | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Pooled ``[B, P, C]`` and visibility ``[B, P]`` of the tokens behind the prefix."""
+    dtype = computation_dtype(tokens, masks)
+    body = tokens[:, prefix:].to(dtype)
+    weights = part_weights(masks.to(dtype), activation)
+    weights = weights.expand(tokens.shape[0], -1, -1)
+    visibility = part_visibility(weights, activation)
+    positions = body.shape[1]
+    if mode == "max":
+        if positions == 0:
+            pooled = body.new_zeros(body.shape[0], weights.shape[1], body.shape[2])
+        else:
+            pooled = (weights.unsqueeze(-1) * body.unsqueeze(1)).max(dim=2).values
+    else:
+        pooled = weights @ body
+        if mode == "weighted_mean":
+            pooled = pooled / weights.sum(dim=-1, keepdim=True).clamp(min=eps)
+        else:
+            pooled = pooled / max(positions, 1)
+    return pooled.to(tokens.dtype), visibility

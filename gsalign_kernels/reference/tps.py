@@ -1,0 +1,99 @@
+"""Thin-plate splines in plain PyTorch: solve, evaluate, dense grid.
+
+The spline through values ``v_i`` at control points ``c_i`` is
+``f(p) = sum_i w_i U(|p - c_i|^2) + a_0 + a_x x + a_y y`` with ``U(r2) = r2/2 * log(max(r2, 1e-8))``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SMALLEST_SQUARED_DISTANCE = 1e-8
+
+
+def computation_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 when any argument is, else float32: half types only ever store, never compute."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def radial_basis(squared_distance: Tensor) -> Tensor:
+    """``U(r2) = r2/2 * log(max(r2, 1e-8))``; zero, with a finite gradient, at zero."""
+    return 0.5 * squared_distance * squared_distance.clamp(min=SMALLEST_SQUARED_DISTANCE).log()
+
+
+def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
+    """``|p_n - c_k|^2`` as ``[..., N, K]``, from differences: expanding the square cancels."""
+    difference = points.unsqueeze(-2) - centres.unsqueeze(-3)
+    return difference.square().sum(-1)
+
+
+def affine_terms(points: Tensor) -> Tensor:
+    """``[1, x, y]`` for every point: ``[..., N, 2] -> [..., N, 3]``."""
+    return torch.cat([torch.ones_like(points[..., :1]), points], dim=-1)
+
+
+def system_matrix(control_points: Tensor, regularization: float) -> Tensor:
+    """The symmetric matrix ``[[Phi + reg I, P], [P^T, 0]]`` of the interpolation conditions."""
+    count = control_points.shape[-2]
+    kernel = radial_basis(squared_distances(control_points, control_points))
+    if regularization:
+        identity = torch.eye(count, dtype=kernel.dtype, device=kernel.device)
+        kernel = kernel + regularization * identity
+    affine = affine_terms(control_points)
+    top = torch.cat([kernel, affine], dim=-1)
+    corner = control_points.new_zeros(*control_points.shape[:-2], 3, 3)
+    bottom = torch.cat([affine.transpose(-1, -2), corner], dim=-1)
+    return torch.cat([top, bottom], dim=-2)
+
+
+def tps_solve(control_points: Tensor, values: Tensor, regularization: float) -> Tensor:
+    """Coefficients ``[B, K+3, V]`` (weights, then ``a_0, a_x, a_y``) of the interpolating splines."""
+    dtype = computation_dtype(control_points, values)
+    matrix = system_matrix(control_points.to(dtype), regularization)
+    padding = values.new_zeros(values.shape[0], 3, values.shape[2], dtype=dtype)
+    right_hand_side = torch.cat([values.to(dtype), padding], dim=1)
+    return torch.linalg.solve(matrix, right_hand_side)
+
+
+def tps_evaluate(coefficients: Tensor, control_points: Tensor, points: Tensor) -> Tensor:
+    """Splines at points: ``[B, K+3, V], [B, K, 2], [B, N, 2] -> [B, N, V]``."""
+    dtype = computation_dtype(coefficients, control_points, points)
+    points = points.to(dtype)
+    kernel = radial_basis(squared_distances(points, control_points.to(dtype)))
+    design = torch.cat([kernel, affine_terms(points)], dim=-1)
+    return design @ coefficients.to(dtype)
+
+
+def lattice(
+    size: tuple[int, int],
+    *,
+    align_corners: bool,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Positions ``(x, y)`` of the pixels of an H x W map in [-1, 1], row-major ``[H*W, 2]``.
+
+    With ``align_corners`` the corner pixels' centres lie at -1 and 1 (a map of one row or column
+    has its centre at -1, as ``torch.nn.functional.grid_sample`` reads it); without, the corner
+    pixels' outer edges do.
+    """
+    axes = []
+    for length in size:
+        index = torch.arange(length, dtype=dtype, device=device)
+        if align_corners:
+            axes.append(index * (2.0 / max(length - 1, 1)) - 1.0)
+        else:
+            axes.append((2.0 * index + 1.0) / length - 1.0)
+    y, x = torch.meshgrid(axes[0], axes[1], indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def tps_grid(
+    coefficients: Tensor, control_points: Tensor, size: tuple[int, int], align_corners: bool
+) -> Tensor:
+    """Splines at every pixel: ``[B, K+3, V], [B, K, 2] -> [B, H, W, V]``."""
+    dtype = computation_dtype(coefficients, control_points)
+    points = lattice(size, align_corners=align_corners, dtype=dtype, device=coefficients.device)
+    dense = tps_evaluate(coefficients, control_points, points.expand(coefficients.shape[0], -1, -1))
+    return dense.unflatten(1, size)

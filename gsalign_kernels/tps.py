@@ -1,0 +1,313 @@
+"""Thin-plate splines: solve for the coefficients, evaluate at points, on a grid, as a basis.
+
+Direction: a spline maps *output* positions to *input* positions. The control points lie where the
+output is, the values say where each of them reads the input, and ``grid_sample`` or
+:func:`gsalign_kernels.warp_image` use the evaluated map as the reading position.
+
+Coordinates are ``(x, y)`` in [-1, 1]. Half-precision arguments are computed and returned in
+float32, since a half-precision coordinate is off by up to a tenth of a pixel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsalign_kernels import backends, checks, registration
+from gsalign_kernels.reference import tps as reference
+
+MAXIMUM_CONTROL_POINTS = 1024
+"""Beyond this the fused solve's dense factors stop being a sensible way to a spline."""
+
+
+def tps_solve(
+    control_points: Tensor,
+    values: Tensor,
+    *,
+    regularization: float = 0.0,
+    implementation: str | None = None,
+) -> Tensor:
+    """Coefficients of the thin-plate splines that take ``values`` at ``control_points``.
+
+    Solves ``[[Phi + reg I, P], [P^T, 0]] [w; a] = [v; 0]`` with
+    ``Phi_ij = U(|c_i - c_j|^2)``, ``U(r2) = r2/2 log(max(r2, 1e-8))`` and ``P = [1, x, y]``
+    (Bookstein 1989). Differentiable in both arguments.
+
+    Args:
+        control_points: ``[B, K, 2]``, or ``[K, 2]`` shared by the batch; ``(x, y)`` in [-1, 1],
+            K of at least 3, no two equal and not all on one line.
+        values: ``[B, K, V]``, what the spline takes at each control point.
+        regularization: added to the diagonal of Phi; 0 interpolates, more smooths.
+        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+
+    Returns:
+        ``[B, K+3, V]``: K weights, then ``a_0, a_x, a_y``.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: a shape or device disagrees, or K is below 3.
+        RuntimeError: a sample's system is singular (repeated or collinear control points).
+        KernelUnavailableError: the named implementation cannot run.
+    """
+    checks.check_tensor("values", values, ("B", "K", "V"))
+    control_points = _batched_control_points(control_points, values.shape[0])
+    checks.check_shape("values", values, ("B", control_points.shape[1], "V"))
+    checks.check_same_device(control_points=control_points, values=values)
+    if not regularization >= 0.0:
+        raise ValueError(f"regularization: wanted a number of at least 0, got {regularization}")
+    dtype = reference.computation_dtype(control_points, values)
+    control_points, values = control_points.to(dtype), values.to(dtype)
+    chosen = backends.select("tps_solve", values.device, implementation)
+    if chosen == "reference":
+        return reference.tps_solve(control_points, values, regularization)
+    op = registration.operator("tps_solve", chosen)
+    return op(control_points, values, float(regularization))[0]
+
+
+def tps_evaluate(
+    coefficients: Tensor,
+    control_points: Tensor,
+    points: Tensor,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    """Splines at points: ``f(p) = sum_i w_i U(|p - c_i|^2) + a_0 + a_x x + a_y y``.
+
+    Differentiable in all three arguments.
+
+    Args:
+        coefficients: ``[B, K+3, V]`` from :func:`tps_solve`.
+        control_points: ``[B, K, 2]`` or ``[K, 2]``, the ones solved with.
+        points: ``[B, N, 2]``, or ``[N, 2]`` shared by the batch; ``(x, y)``.
+        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+
+    Returns:
+        ``[B, N, V]``.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: a shape or device disagrees.
+        KernelUnavailableError: the named implementation cannot run.
+    """
+    control_points = _check_spline(coefficients, control_points)
+    batch = coefficients.shape[0]
+    if isinstance(points, Tensor) and points.dim() == 2:
+        points = points.unsqueeze(0).expand(batch, -1, -1)
+    checks.check_tensor("points", points, (batch, "N", 2))
+    checks.check_same_device(coefficients=coefficients, points=points)
+    dtype = reference.computation_dtype(coefficients, control_points, points)
+    arguments = (coefficients.to(dtype), control_points.to(dtype), points.to(dtype))
+    chosen = backends.select("tps_evaluate", coefficients.device, implementation)
+    if chosen == "reference":
+        return reference.tps_evaluate(*arguments)
+    return registration.operator("tps_evaluate", chosen)(*arguments)
+
+
+def tps_grid(
+    coefficients: Tensor,
+    control_points: Tensor,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = True,
+    implementation: str | None = None,
+) -> Tensor:
+    """Splines at every pixel of an H x W map; with V = 2 a grid for ``grid_sample``.
+
+    The pixel positions are never stored. Differentiable in coefficients and control points.
+
+    Args:
+        coefficients: ``[B, K+3, V]`` from :func:`tps_solve`.
+        control_points: ``[B, K, 2]`` or ``[K, 2]``, the ones solved with.
+        size: ``(height, width)`` of the map.
+        align_corners: whether -1 and 1 mean the centres of the corner pixels (True) or their
+            outer edges; give the sampler the same.
+        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+
+    Returns:
+        ``[B, H, W, V]``.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or ``size`` no pair of integers.
+        ValueError: a shape or device disagrees.
+        KernelUnavailableError: the named implementation cannot run.
+    """
+    control_points = _check_spline(coefficients, control_points)
+    height, width = checks.check_size("size", size)
+    dtype = reference.computation_dtype(coefficients, control_points)
+    coefficients, control_points = coefficients.to(dtype), control_points.to(dtype)
+    chosen = backends.select("tps_grid", coefficients.device, implementation)
+    if chosen == "reference":
+        return reference.tps_grid(coefficients, control_points, (height, width), align_corners)
+    op = registration.operator("tps_grid", chosen)
+    return op(coefficients, control_points, height, width, align_corners)
+
+
+def tps_basis(
+    control_points: Tensor,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = True,
+    regularization: float = 0.0,
+    implementation: str | None = None,
+) -> Tensor:
+    """The matrix that turns values at fixed control points into a dense map: ``map = M @ values``.
+
+    ``M = Phi_grid L^-1[:, :K]``, the splines through the K unit vectors, computed in float64
+    whatever the type of ``control_points``. With constant control points it replaces a solve per
+    sample by one small matrix product, and is more exact than a float32 solve. It is a constant:
+    no gradient flows to ``control_points``.
+
+    Args:
+        control_points: ``[K, 2]``, ``(x, y)`` in [-1, 1].
+        size: ``(height, width)`` of the map.
+        align_corners: as in :func:`tps_grid`.
+        regularization: as in :func:`tps_solve`.
+        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+
+    Returns:
+        ``[H*W, K]`` in the type of ``control_points`` (float32 for half types), row-major in (row,
+        column). Its rows sum to 1.
+
+    Raises:
+        TypeError: ``control_points`` is no floating-point tensor.
+        ValueError: it is not ``[K, 2]`` with K of at least 3.
+        RuntimeError: the control points are repeated or collinear.
+        KernelUnavailableError: the named implementation cannot run.
+    """
+    checks.check_tensor("control_points", control_points, ("K", 2))
+    points = control_points.detach().double()
+    units = torch.eye(points.shape[0], dtype=torch.float64, device=points.device).unsqueeze(0)
+    coefficients = tps_solve(
+        points, units, regularization=regularization, implementation=implementation
+    )
+    dense = tps_grid(
+        coefficients, points, size, align_corners=align_corners, implementation=implementation
+    )
+    return dense.flatten(0, 2).to(reference.computation_dtype(control_points))
+
+
+def _batched_control_points(control_points: Tensor, batch: int) -> Tensor:
+    if isinstance(control_points, Tensor) and control_points.dim() == 2:
+        control_points = control_points.unsqueeze(0).expand(batch, -1, -1)
+    checks.check_tensor("control_points", control_points, (batch, "K", 2))
+    count = control_points.shape[1]
+    if not 3 <= count <= MAXIMUM_CONTROL_POINTS:
+        raise ValueError(
+            f"control_points: wanted 3 to {MAXIMUM_CONTROL_POINTS} points, got {count}"
+        )
+    return control_points
+
+
+def _check_spline(coefficients: Tensor, control_points: Tensor) -> Tensor:
+    checks.check_tensor("coefficients", coefficients, ("B", "K+3", "V"))
+    control_points = _batched_control_points(control_points, coefficients.shape[0])
+    checks.check_shape("coefficients", coefficients, ("B", control_points.shape[1] + 3, "V"))
+    checks.check_same_device(coefficients=coefficients, control_points=control_points)
+    return control_points
+
+
+def _solve_fake(control_points: Tensor, values: Tensor, regularization: float) -> Any:
+    batch, count, columns = values.shape
+    order = count + 3
+    return (
+        values.new_empty(batch, order, columns),
+        values.new_empty(batch, order, order, dtype=torch.float64),
+        values.new_empty(batch, order, dtype=torch.int32),
+    )
+
+
+def _solve_backward_fake(
+    grad: Tensor, coefficients: Tensor, control_points: Tensor, factors: Tensor, pivots: Tensor
+) -> Any:
+    count = control_points.shape[1]
+    return torch.empty_like(control_points, memory_format=torch.contiguous_format), grad.new_empty(
+        grad.shape[0], count, grad.shape[2]
+    )
+
+
+def _solve_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    coefficients, factors, pivots = output
+    ctx.mark_non_differentiable(factors, pivots)
+    ctx.save_for_backward(coefficients, inputs[0], factors, pivots)
+
+
+def _solve_backward(call: Any, ctx: Any, grad: Tensor, *_: Any) -> Any:
+    grad_points, grad_values = call(grad, *ctx.saved_tensors)
+    return grad_points, grad_values, None
+
+
+def _evaluate_fake(coefficients: Tensor, control_points: Tensor, points: Tensor) -> Tensor:
+    return coefficients.new_empty(points.shape[0], points.shape[1], coefficients.shape[2])
+
+
+def _evaluate_backward_fake(
+    grad: Tensor, coefficients: Tensor, control_points: Tensor, points: Tensor
+) -> Any:
+    return tuple(
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        for t in (coefficients, control_points, points)
+    )
+
+
+def _evaluate_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _evaluate_backward(call: Any, ctx: Any, grad: Tensor) -> Any:
+    return call(grad, *ctx.saved_tensors)
+
+
+def _grid_fake(
+    coefficients: Tensor, control_points: Tensor, height: int, width: int, align_corners: bool
+) -> Tensor:
+    return coefficients.new_empty(coefficients.shape[0], height, width, coefficients.shape[2])
+
+
+def _grid_backward_fake(
+    grad: Tensor, coefficients: Tensor, control_points: Tensor, align_corners: bool
+) -> Any:
+    return tuple(
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        for t in (coefficients, control_points)
+    )
+
+
+def _grid_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.align_corners = inputs[4]
+
+
+def _grid_backward(call: Any, ctx: Any, grad: Tensor) -> Any:
+    return *call(grad, *ctx.saved_tensors, ctx.align_corners), None, None, None
+
+
+backends.declare("tps_solve", "cpp")
+backends.declare("tps_evaluate", "cpp")
+backends.declare("tps_grid", "cpp")
+backends.declare("tps_basis", "cpp")
+registration.register(
+    "tps_solve",
+    fake=_solve_fake,
+    fake_backward=_solve_backward_fake,
+    setup_context=_solve_setup,
+    backward=_solve_backward,
+    float32_arguments=(0, 1),
+)
+registration.register(
+    "tps_evaluate",
+    fake=_evaluate_fake,
+    fake_backward=_evaluate_backward_fake,
+    setup_context=_evaluate_setup,
+    backward=_evaluate_backward,
+    float32_arguments=(0, 1, 2),
+)
+registration.register(
+    "tps_grid",
+    fake=_grid_fake,
+    fake_backward=_grid_backward_fake,
+    setup_context=_grid_setup,
+    backward=_grid_backward,
+    float32_arguments=(0, 1),
+)
