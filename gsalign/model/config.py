@@ -1,0 +1,152 @@
+"""ModelConfig: every choice that shapes the network and its losses, checked on construction."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LtpsConfig(_Section):
+    """Learnable thin-plate splines before the attention (paper, section LTPS).
+
+    Attributes:
+        layers: ``"all"``, or the blocks (counted from 0) that have one; ``[]`` for none.
+        control_points: K, a square number: 4, 9, 16, 25, 36, ...
+        eta: weight of the warped map in ``x + eta * warped(x)``. The published code uses 0.1; its
+            comments suggest 0.2 for CARGO and 0.5 for AG-ReID.
+        hidden: channels of the angle predictor's convolution and of its hidden layer.
+    """
+
+    layers: Literal["all"] | tuple[int, ...] = "all"
+    control_points: int = 4
+    eta: Annotated[float, Field(allow_inf_nan=False)] = 0.1
+    hidden: tuple[Positive, Positive] = (256, 128)
+
+    @field_validator("control_points")
+    @classmethod
+    def _is_a_square(cls, value: int) -> int:
+        if value < 4 or math.isqrt(value) ** 2 != value:
+            raise ValueError(f"must be a square number of at least 4 (4, 9, 16, ...), got {value}")
+        return value
+
+
+class DamConfig(_Section):
+    """Dynamic alignment of masked prototypes (paper, section DAM); training only.
+
+    Attributes:
+        enabled: whether the mask generator and its loss exist.
+        entropy_weight: weight of the entropy term inside the mask loss.
+    """
+
+    enabled: bool = True
+    entropy_weight: Weight = 0.1
+
+
+class HeadsConfig(_Section):
+    """The classification heads.
+
+    Attributes:
+        published_double_pass: update the identity neck's running statistics twice in a training
+            step, with ``feature`` and then with ``global_feature``, as the published code does.
+            Its checkpoints carry that mix. Off, the neck sees ``feature`` only.
+    """
+
+    published_double_pass: bool = True
+
+
+class LossConfig(_Section):
+    """Weights of the losses. ``mask`` is the paper's beta, ``deformation`` its alpha.
+
+    The published CARGO configuration leaves the deformation term out (weight 0); the paper and the
+    published AG-ReID configurations have it.
+    """
+
+    identity: Weight = 1.0
+    triplet: Weight = 1.0
+    view: Weight = 0.001
+    orthogonality: Weight = 0.001
+    mask: Weight = 10.0
+    deformation: Weight = 0.5
+
+
+class ModelConfig(_Section):
+    """The network. Defaults are the published GSAlign: ViT-B/16 on 256 x 128, LTPS in 12 blocks.
+
+    The VDT baseline is the same network with ``ltps.layers=[]`` and ``dam.enabled=False``.
+
+    Attributes:
+        image_size: (height, width) in pixels, multiples of ``patch_size``.
+        patch_size: side of a patch, and the stride between patches, in pixels.
+        width: channels of a token; also the length of the embedding.
+        depth: number of transformer blocks.
+        num_heads: attention heads; divides ``width``.
+        mlp_ratio: hidden width of a block's MLP over ``width``.
+        drop_path: rate of stochastic depth in the last block, rising linearly from 0.
+        num_identities: classes of the identity head.
+        num_views: classes of the view head (0 ground, 1 aerial).
+        pretrained: None, the name of a timm ViT, or the path of a file with its weights; read by
+            :func:`gsalign.model.create_model`, not by the constructor of the network.
+    """
+
+    image_size: tuple[Positive, Positive] = (256, 128)
+    patch_size: Positive = 16
+    width: Positive = 768
+    depth: Positive = 12
+    num_heads: Positive = 12
+    mlp_ratio: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 4.0
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    num_identities: Positive = 2500
+    num_views: Positive = 2
+    ltps: LtpsConfig = LtpsConfig()
+    dam: DamConfig = DamConfig()
+    heads: HeadsConfig = HeadsConfig()
+    losses: LossConfig = LossConfig()
+    pretrained: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ModelConfig:
+        height, width = self.image_size
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"image_size {height}x{width} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if self.ltps.layers != "all":
+            layers = self.ltps.layers
+            outside = [layer for layer in layers if not 0 <= layer < self.depth]
+            if outside:
+                raise ValueError(
+                    f"ltps.layers names {outside}, but depth {self.depth} has blocks 0 to "
+                    f"{self.depth - 1}"
+                )
+            if len(set(layers)) != len(layers):
+                raise ValueError(f"ltps.layers names a block twice: {list(layers)}")
+        if self.ltps_layers and min(self.grid) < 2:
+            # align_corners=True has no scale for a map of one row or column.
+            raise ValueError(
+                f"LTPS needs a map of at least 2x2 patches, image_size {height}x{width} with "
+                f"patch_size {self.patch_size} gives {self.grid[0]}x{self.grid[1]}"
+            )
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch map."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def ltps_layers(self) -> tuple[int, ...]:
+        """The blocks that have an LTPS, in ascending order."""
+        if self.ltps.layers == "all":
+            return tuple(range(self.depth))
+        return tuple(sorted(self.ltps.layers))

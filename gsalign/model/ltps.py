@@ -1,0 +1,149 @@
+"""LTPS: a learnable thin-plate-spline warp of the patch map, rotated by a predicted angle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import gsalign_kernels
+from gsalign.model.config import LtpsConfig
+from gsalign.model.precision import promote, without_autocast
+
+PREFIX = 2
+"""Tokens before the patches: class, view."""
+
+
+def control_grid(count: int) -> Tensor:
+    """The regular g x g grid of control points over the map, column-major.
+
+    Args:
+        count: K = g * g.
+
+    Returns:
+        ``[K, 2]`` float64 on the CPU; row ``i * g + j`` is ``(x, y) = (lin[i], lin[j])`` with
+        ``lin = linspace(-1, 1, g)``.
+    """
+    side = math.isqrt(count)
+    # Spelled out: torch.linspace in float64 would leave the middle of an odd grid at 1e-17.
+    steps = [2.0 * i / (side - 1) - 1.0 for i in range(side)]
+    points = [(x, y) for x in steps for y in steps]
+    return torch.tensor(points, dtype=torch.float64, device="cpu")
+
+
+class AnglePredictor(nn.Module):
+    """One rotation angle per image from its patch map (paper, section LTPS).
+
+    ``pi/2 * tanh(FC(ReLU(FC(mean over the map of ReLU(Conv3x3)))))``.
+
+    Initialised as the published code does: the convolution by PyTorch's default, the linear layers
+    from a normal distribution of deviation 0.02 with zero bias. With such small weights the angle
+    starts near 0.
+    """
+
+    def __init__(self, width: int, hidden: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, hidden[0], kernel_size=3, padding=1)
+        self.hidden = nn.Linear(hidden[0], hidden[1])
+        self.out = nn.Linear(hidden[1], 1)
+        for linear in (self.hidden, self.out):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, patch_map: Tensor) -> Tensor:
+        """``[B, C, H, W] -> [B]``, radians in (-pi/2, pi/2), float32 or float64."""
+        response = promote(self.conv(patch_map).relu()).mean(dim=(2, 3))
+        with without_autocast(patch_map):
+            # A few hundred numbers per image: float32 costs nothing, bf16 would cost the angle
+            # two digits.
+            hidden = self.hidden(response.to(self.hidden.weight.dtype)).relu()
+            return promote(self.out(hidden)).squeeze(1).tanh() * (math.pi / 2)
+
+
+class LTPS(nn.Module):
+    """Learnable thin-plate spline on the patch tokens.
+
+    The target points stay on the regular grid, so the spline's basis ``M`` is constant; the source
+    points are learned, start on the grid and are shared by the batch; only the rotation angle
+    differs between images. Patch tokens become ``x + eta * bilinear(x, grid)``; with points on
+    the grid and angle 0 that is ``(1 + eta) * x``.
+
+    Args:
+        width: channels of a token.
+        size: rows and columns of the patch map.
+        config: control points, eta and hidden sizes.
+    """
+
+    basis: Tensor
+
+    def __init__(self, width: int, size: tuple[int, int], config: LtpsConfig) -> None:
+        super().__init__()
+        self.size = size
+        self.eta = config.eta
+        self.control_points = config.control_points
+        points = control_grid(config.control_points)
+        # Made empty first, so that a default device or type in force applies to it.
+        self.source_points = nn.Parameter(torch.empty(points.shape).copy_(points))
+        self.predictor = AnglePredictor(width, config.hidden)
+        self.register_buffer("basis", self._constant_basis(), persistent=False)
+
+    def _constant_basis(self) -> Tensor:
+        """``M [H*W, K]`` for where and in what the module now computes."""
+        exact = gsalign_kernels.tps_basis(control_grid(self.control_points), self.size)
+        points = self.source_points
+        dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
+        return exact.to(device=points.device, dtype=dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LTPS:
+        # Made anew rather than converted: .double() then has a basis exact in float64, .bfloat16()
+        # keeps its grid in float32, and .to_empty() after building on meta has real numbers.
+        super()._apply(fn, recurse)
+        self.basis = self._constant_basis()
+        return self
+
+    def angle(self, tokens: Tensor) -> Tensor:
+        """The rotation angle of every image: ``[B, 2 + H*W, C] -> [B]``, radians."""
+        patches = tokens[:, PREFIX:].transpose(1, 2).unflatten(2, self.size)
+        return self.predictor(patches)
+
+    def sampling_grid(self, angle: Tensor) -> Tensor:
+        """Where each patch of the output reads the input, for pictures and tests.
+
+        Args:
+            angle: ``[B]``, radians.
+
+        Returns:
+            ``[B, H, W, 2]`` positions (x, y) in [-1, 1], ``align_corners=True``.
+        """
+        angle = angle.to(self.basis.dtype)
+        cosine, sine = angle.cos(), angle.sin()
+        rotation = torch.stack([cosine, -sine, sine, cosine], dim=-1).unflatten(-1, (2, 2))
+        plain = self.basis @ self.source_points.to(self.basis.dtype)
+        return (plain @ rotation.transpose(1, 2)).unflatten(1, self.size)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Warp the patch tokens.
+
+        Args:
+            tokens: ``[B, 2 + H*W, C]``: class, view, patches in row-major order.
+
+        Returns:
+            Tokens of the same shape, class and view unchanged, and the angles ``[B]`` in radians.
+        """
+        angle = self.angle(tokens)
+        warped = gsalign_kernels.warp_tokens(
+            tokens,
+            self.source_points.to(self.basis.dtype),
+            angle.to(self.basis.dtype),
+            self.basis,
+            size=self.size,
+            eta=self.eta,
+            prefix=PREFIX,
+        )
+        return warped, angle
+
+    def extra_repr(self) -> str:
+        """The sizes, for printing the module."""
+        return f"size={self.size}, control_points={self.control_points}, eta={self.eta}"

@@ -1,0 +1,187 @@
+"""GSAlign: the assembled network, its embeddings and its losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from gsalign.model import losses
+from gsalign.model.config import ModelConfig
+from gsalign.model.dam import DAM
+from gsalign.model.heads import ClassifierHead
+from gsalign.model.precision import promote, without_autocast
+from gsalign.model.vit import Backbone
+
+
+@dataclass(frozen=True)
+class FeatureOutput:
+    """What the backbone makes of a batch.
+
+    Attributes:
+        global_feature: ``[B, C]``, the class token after the final norm.
+        view_feature: ``[B, C]``, the view token after the final norm.
+        feature: ``[B, C]``, ``global_feature - view_feature``.
+        patch_mean: ``[B, C]``, mean of the raw patch embeddings.
+        angles: ``[L, B]``, LTPS angles in radians, one row per layer that has an LTPS.
+    """
+
+    global_feature: Tensor
+    view_feature: Tensor
+    feature: Tensor
+    patch_mean: Tensor
+    angles: Tensor
+
+
+class GSAlign(nn.Module):
+    """GSAlign (arXiv 2510.22268): ViT with view decoupling, LTPS and DAM.
+
+    Images are RGB ``[B, 3, H, W]``, normalised to [-1, 1] by (x - 127.5) / 127.5; (H, W) is
+    ``config.image_size``. :meth:`embed` and :meth:`losses` each mean one thing in training and in
+    evaluation mode; the mode decides only whether stochastic depth acts in the losses and whether
+    they move the running statistics.
+
+    Args:
+        config: the network; None for the published one.
+    """
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        config = ModelConfig() if config is None else config
+        self.config = config
+        self.backbone = Backbone(config)
+        self.dam = DAM(config.width, config.dam) if config.dam.enabled else None
+        self.identity_head = ClassifierHead(config.width, config.num_identities)
+        self.view_head = ClassifierHead(config.width, config.num_views)
+
+    def _check(self, images: Tensor) -> None:
+        height, width = self.config.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width):
+            raise ValueError(
+                f"images must be [B, 3, {height}, {width}], got {list(images.shape)}: resize them "
+                "or set image_size in the model's configuration"
+            )
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images must be floating point in [-1, 1], got {images.dtype}: normalise with "
+                "(x - 127.5) / 127.5"
+            )
+
+    def _features(self, patches: Tensor, *, stochastic: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Global and view features ``[B, C]`` and angles ``[L, B]`` from raw patch embeddings."""
+        tokens, angles = self.backbone(patches, stochastic=stochastic)
+        # Only the two prefix tokens are read, and the norm acts on each token alone.
+        normalised = promote(self.backbone.norm(tokens))
+        return normalised[:, 0], normalised[:, 1], angles
+
+    def forward_features(self, images: Tensor) -> FeatureOutput:
+        """Features of normalised images ``[B, 3, H, W]`` before the heads.
+
+        Stochastic depth acts in training mode.
+
+        Raises:
+            ValueError: the images have another size than the network.
+            TypeError: the images are not floating point.
+        """
+        self._check(images)
+        patches = self.backbone.patches(images)
+        global_feature, view_feature, angles = self._features(patches, stochastic=True)
+        return FeatureOutput(
+            global_feature=global_feature,
+            view_feature=view_feature,
+            feature=global_feature - view_feature,
+            patch_mean=self.backbone.patch_mean(patches),
+            angles=angles,
+        )
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings for search: the identity neck's output under its running statistics.
+
+        No labels, no stochastic depth, no statistics moved, in either mode of the module.
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised.
+
+        Returns:
+            ``[B, C]``, not normalised; compare by cosine.
+
+        Raises:
+            ValueError: the images have another size than the network.
+            TypeError: the images are not floating point.
+        """
+        self._check(images)
+        patches = self.backbone.patches(images)
+        global_feature, view_feature, _ = self._features(patches, stochastic=False)
+        return self.identity_head.embed(global_feature - view_feature)
+
+    def losses(self, images: Tensor, identities: Tensor, views: Tensor) -> dict[str, Tensor]:
+        """The terms of the training loss, weights applied; their sum is what training minimises.
+
+        The necks use the statistics of the batch. In training mode the running statistics follow,
+        with ``heads.published_double_pass`` first ``feature`` and then ``global_feature``.
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised; B at least 2.
+            identities: ``[B]`` integers in [0, ``num_identities``).
+            views: ``[B]`` integers in [0, ``num_views``) or bool: 0 ground, 1 aerial.
+
+        Returns:
+            Scalars ``identity``, ``triplet``, ``view``, ``orthogonality``, ``mask`` and
+            ``deformation``, float32 (float64 for a float64 network). Without DAM ``mask`` is 0,
+            without LTPS ``deformation`` is 0.
+
+        Raises:
+            ValueError: images or labels have the wrong size.
+            TypeError: the images are not floating point.
+        """
+        self._check(images)
+        batch = images.shape[0]
+        for name, labels in (("identities", identities), ("views", views)):
+            if tuple(labels.shape) != (batch,):
+                raise ValueError(
+                    f"{name} must be [{batch}], one label per image, got {list(labels.shape)}"
+                )
+        if batch < 2:
+            raise ValueError(
+                f"losses need a batch of at least 2 images, got {batch}: batch statistics of one "
+                "image are empty; drop incomplete batches"
+            )
+        identities, views = identities.long(), views.long()
+        patches = self.backbone.patches(images)
+        global_feature, view_feature, angles = self._features(patches, stochastic=True)
+        feature = global_feature - view_feature
+        identity_logits = self.identity_head(feature)
+        if self.config.heads.published_double_pass:
+            self.identity_head.observe(global_feature)
+        view_logits = self.view_head(view_feature)
+
+        weights = self.config.losses
+        with without_autocast(images):
+            if self.dam is None:
+                mask = feature.new_zeros(())
+            else:
+                mask = self.dam(self.backbone.patch_mean(patches), identities)
+            return {
+                "identity": weights.identity * losses.classification(identity_logits, identities),
+                "triplet": weights.triplet * losses.batch_hard_triplet(feature, identities),
+                "view": weights.view * losses.classification(view_logits, views),
+                "orthogonality": weights.orthogonality
+                * losses.orthogonality(feature, view_feature),
+                "mask": weights.mask * mask,
+                "deformation": weights.deformation * losses.deformation(angles),
+            }
+
+    def forward(
+        self, images: Tensor, identities: Tensor | None = None, views: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """:meth:`losses` when labels are given, else :meth:`embed`; for wrappers such as DDP.
+
+        Raises:
+            ValueError: one of the two labels is missing.
+        """
+        if identities is None and views is None:
+            return self.embed(images)
+        if identities is None or views is None:
+            missing = "identities" if identities is None else "views"
+            raise ValueError(f"{missing} must be given with the other labels, or neither")
+        return self.losses(images, identities, views)

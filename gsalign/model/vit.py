@@ -1,0 +1,168 @@
+"""The backbone: timm's ViT blocks with a view token, view decoupling and LTPS before attention."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import timm.models.vision_transformer
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gsalign_kernels
+from gsalign.model.config import ModelConfig
+from gsalign.model.ltps import LTPS, PREFIX
+
+
+def attend_from(attention: nn.Module, tokens: Tensor, count: int) -> Tensor:
+    """Self-attention whose queries are the first ``count`` tokens only.
+
+    Args:
+        attention: timm's attention module (``qkv``, ``proj``, ``num_heads``).
+        tokens: ``[B, N, C]``; all of them are keys and values.
+        count: number of queries.
+
+    Returns:
+        ``[B, count, C]``, what the full attention gives at these positions.
+    """
+    width = tokens.shape[2]
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    heads = (attention.num_heads, width // attention.num_heads)
+    query = functional.linear(tokens[:, :count], weight[:width], bias[:width])
+    query = query.unflatten(2, heads).transpose(1, 2)
+    key_value = functional.linear(tokens, weight[width:], bias[width:])
+    key, value = key_value.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    mixed = functional.scaled_dot_product_attention(query, key, value)
+    return attention.proj(mixed.transpose(1, 2).flatten(2))
+
+
+def run_block(
+    block: nn.Module, tokens: Tensor, *, queries: int | None = None, stochastic: bool = True
+) -> Tensor:
+    """One pre-norm transformer block of timm, with two ways to leave work out.
+
+    Args:
+        block: timm's block (``norm1``, ``attn``, ``drop_path1``, ``norm2``, ``mlp``,
+            ``drop_path2``).
+        tokens: ``[B, N, C]``.
+        queries: when given, only this many leading tokens are computed.
+        stochastic: whether stochastic depth may act (it also needs training mode).
+
+    Returns:
+        ``[B, N, C]``, or ``[B, queries, C]``.
+    """
+    normalised = block.norm1(tokens)
+    if queries is None:
+        attended = block.attn(normalised)
+    else:
+        attended = attend_from(block.attn, normalised, queries)
+        tokens = tokens[:, :queries]
+    tokens = tokens + (block.drop_path1(attended) if stochastic else attended)
+    expanded = block.mlp(block.norm2(tokens))
+    return tokens + (block.drop_path2(expanded) if stochastic else expanded)
+
+
+class Backbone(nn.Module):
+    """View-decoupled vision transformer (VDT) with LTPS.
+
+    Token order: class, view, then the patches row by row. After every block, the last included,
+    the view token is subtracted from the class token.
+
+    Initialised as the published code does: linear layers, class token and position embedding from
+    a truncated normal of deviation 0.02, the view token at 0, the patch projection from a normal
+    of variance 2 / fan-out.
+
+    Args:
+        config: sizes of the network.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        vit = timm.models.vision_transformer.VisionTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=True,
+            drop_path_rate=config.drop_path,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            num_classes=0,
+            global_pool="",
+            class_token=False,
+            pos_embed="none",
+        )
+        self.patch_embed = vit.patch_embed
+        self.blocks = nn.ModuleList(vit.blocks)
+        self.norm = vit.norm
+
+        rows, columns = config.grid
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.view_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.position = nn.Parameter(torch.zeros(1, PREFIX + rows * columns, config.width))
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        nn.init.trunc_normal_(self.position, std=0.02)
+        nn.init.kaiming_normal_(self.patch_embed.proj.weight, mode="fan_out", nonlinearity="relu")
+
+        # By block number, so that a layer keeps its name whichever others have an LTPS.
+        self.ltps = nn.ModuleDict(
+            {
+                str(layer): LTPS(config.width, config.grid, config.ltps)
+                for layer in config.ltps_layers
+            }
+        )
+        everywhere = torch.ones(1, rows * columns)
+        self.register_buffer("everywhere", everywhere, persistent=False)
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Raw patch embeddings, before the position embedding: ``[B, 3, H, W] -> [B, N, C]``."""
+        return self.patch_embed(images)
+
+    def patch_mean(self, patches: Tensor) -> Tensor:
+        """Mean over the map: ``[B, N, C] -> [B, C]``."""
+        pooled, _ = gsalign_kernels.masked_part_pool(patches, self.everywhere, mode="mean")
+        return pooled.squeeze(1)
+
+    def forward(
+        self, patches: Tensor, *, all_tokens: bool = False, stochastic: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Run the blocks.
+
+        Nothing after the network reads the patches of the last block, so by default its queries
+        and its MLP are computed for the class and view tokens alone: the same numbers for a sixth
+        of that block's work.
+
+        Args:
+            patches: ``[B, N, C]`` raw patch embeddings.
+            all_tokens: compute the patches of the last block too.
+            stochastic: whether stochastic depth may act (it also needs training mode).
+
+        Returns:
+            Tokens after the last subtraction and before the final norm, ``[B, 2, C]`` or
+            ``[B, 2 + N, C]``; and the LTPS angles ``[L, B]`` in radians, float32 or float64.
+        """
+        batch = patches.shape[0]
+        position = self.position
+        tokens = torch.cat(
+            [
+                (self.class_token + position[:, :1]).expand(batch, -1, -1),
+                (self.view_token + position[:, 1:PREFIX]).expand(batch, -1, -1),
+                patches + position[:, PREFIX:],
+            ],
+            dim=1,
+        )
+        angles: list[Tensor] = []
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            if str(index) in self.ltps:
+                tokens, angle = self.ltps[str(index)](tokens)
+                angles.append(angle)
+            queries = PREFIX if index == last and not all_tokens else None
+            tokens = run_block(block, tokens, queries=queries, stochastic=stochastic)
+            # In place: the block's output is a fresh sum that nothing else holds, and a copy of
+            # all tokens to change one would cost as much as the warp.
+            tokens[:, 0] -= tokens[:, 1]
+        if not angles:
+            return tokens, patches.new_zeros(0, batch)
+        return tokens, torch.stack(angles)
