@@ -1,0 +1,145 @@
+"""What a re-identification data set is made of: image records, splits, the three-split data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+GROUND = 0
+AERIAL = 1
+VIEW_NAMES = {GROUND: "ground", AERIAL: "aerial"}
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image and what its name says about it.
+
+    Attributes:
+        path: the image file.
+        identity: the person, numbered as in the file name (not a contiguous label).
+        camera: the camera, numbered as in the file name.
+        view: ``GROUND`` (0) or ``AERIAL`` (1).
+        time: ``"day"`` or ``"night"``; empty where the data set does not say.
+        index: the running number of the image in its file name; -1 where there is none.
+    """
+
+    path: Path
+    identity: int
+    camera: int
+    view: int
+    time: str = ""
+    index: int = -1
+
+
+@dataclass(frozen=True)
+class Split:
+    """A named, ordered list of images; the arrays below follow that order.
+
+    Attributes:
+        name: ``"train"``, ``"query"``, ``"gallery"`` or a name of the caller's.
+        records: the images.
+    """
+
+    name: str
+    records: tuple[ImageRecord, ...]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.records)
+
+    def _column(self, values: Iterable[int]) -> NDArray[np.int64]:
+        column = np.fromiter(values, dtype=np.int64, count=len(self.records))
+        # The arrays are cached and shared, so nobody may write to them.
+        column.flags.writeable = False
+        return column
+
+    @cached_property
+    def identities(self) -> NDArray[np.int64]:
+        """Raw identity of every image, int64 ``[N]``."""
+        return self._column(record.identity for record in self.records)
+
+    @cached_property
+    def cameras(self) -> NDArray[np.int64]:
+        """Camera of every image, int64 ``[N]``."""
+        return self._column(record.camera for record in self.records)
+
+    @cached_property
+    def views(self) -> NDArray[np.int64]:
+        """View of every image, 0 ground and 1 aerial, int64 ``[N]``."""
+        return self._column(record.view for record in self.records)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """File of every image."""
+        return tuple(record.path for record in self.records)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return len(self.records)
+
+    @property
+    def num_identities(self) -> int:
+        """Number of different identities."""
+        return int(np.unique(self.identities).size)
+
+    @property
+    def num_cameras(self) -> int:
+        """Number of different cameras."""
+        return int(np.unique(self.cameras).size)
+
+    def select(self, keep: Callable[[ImageRecord], bool], name: str | None = None) -> Split:
+        """Return the images for which ``keep`` is true, in the same order.
+
+        Args:
+            keep: decides image by image.
+            name: the name of the new split; the old one when ``None``.
+        """
+        return Split(name or self.name, tuple(record for record in self.records if keep(record)))
+
+
+@dataclass(frozen=True)
+class ReIDDataset:
+    """Training images, and the query and gallery images of the test.
+
+    Attributes:
+        name: the data set, for tables.
+        root: the folder it was read from.
+        train: images of the training identities.
+        query: test images that ask.
+        gallery: test images that are searched.
+        notes: what the reader had to say about the folder (names left out, identities dropped);
+            each is one line.
+    """
+
+    name: str
+    root: Path
+    train: Split
+    query: Split
+    gallery: Split
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def splits(self) -> tuple[Split, Split, Split]:
+        """The three splits in the order train, query, gallery."""
+        return self.train, self.query, self.gallery
+
+
+def contiguous_labels(
+    identities: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number the identities 0 .. N-1, in the order of their raw numbers.
+
+    Args:
+        identities: raw identities, int64 ``[M]``.
+
+    Returns:
+        ``labels [M]`` and ``classes [N]``, both int64, with ``classes[labels] == identities``.
+    """
+    classes, labels = np.unique(np.asarray(identities, dtype=np.int64), return_inverse=True)
+    return labels.astype(np.int64).reshape(-1), classes
