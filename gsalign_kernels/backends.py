@@ -66,7 +66,7 @@ def reason_against(operator: str, implementation: str, device_type: str) -> str 
     if implementation == "reference":
         return None
     if implementation not in _fused[operator]:
-        return f"{operator} has no {implementation} implementation in this version"
+        return f"this operator has no {implementation} implementation in this version"
     if implementation == "cpp":
         if device_type != "cpu":
             return f"cpp runs on CPU tensors, these are on {device_type}"

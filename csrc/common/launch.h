@@ -1,0 +1,196 @@
+// The handful of wrappers through which every CUDA kernel here touches the machine.
+//
+// Kernels use nothing else of CUDA, so that a test-only header, named by the macro
+// GSALIGN_HOST_LAUNCH, can stand in for these definitions and run the very same kernels with host
+// threads under AddressSanitizer and ThreadSanitizer.
+//
+// Contract of a kernel: one-dimensional grid and block, a block size that is a multiple of 32, no
+// early return (all threads meet every barrier and every shuffle), dynamic shared memory only.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace gsalign {
+
+// Storage of the 16-bit types: bits only, so that host and device see the same layout.
+struct Half {
+  std::uint16_t bits;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+constexpr int kWarpSize = 32;
+
+}  // namespace gsalign
+
+#if defined(GSALIGN_HOST_LAUNCH)
+#include GSALIGN_HOST_LAUNCH
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#define GSALIGN_DEVICE __device__ __forceinline__
+#define GSALIGN_KERNEL(max_threads) __global__ void __launch_bounds__(max_threads)
+
+// Launches and leaves error checking to the caller, who knows what was being done.
+#define GSALIGN_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \
+  kernel<<<dim3(blocks), dim3(threads), shared_bytes, stream>>>(__VA_ARGS__)
+
+namespace gsalign {
+
+GSALIGN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+GSALIGN_DEVICE int block_size() { return static_cast<int>(blockDim.x); }
+GSALIGN_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
+
+// Dynamic shared memory of the block, aligned to 16 bytes.
+GSALIGN_DEVICE unsigned char* shared_memory() {
+  extern __shared__ __align__(16) unsigned char gsalign_shared_memory[];
+  return gsalign_shared_memory;
+}
+
+GSALIGN_DEVICE void barrier() { __syncthreads(); }
+
+GSALIGN_DEVICE float shuffle_xor(float value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+// The value of the lane `distance` below; lanes with none below keep their own.
+GSALIGN_DEVICE int shuffle_up(int value, int distance) {
+  return __shfl_up_sync(0xffffffffu, value, distance);
+}
+
+// Integer count in shared memory. The sum does not depend on the order of arrival; the value before
+// is deliberately not returned, because it does.
+GSALIGN_DEVICE void count_one(int* counter) { atomicAdd(counter, 1); }
+
+GSALIGN_DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
+  sincosf(angle, sine, cosine);
+}
+
+// 16 bytes from global to shared memory, both aligned to 16, visible after wait_async_copies() and a
+// barrier.
+GSALIGN_DEVICE void copy_async_16(void* shared_target, const void* global_source) {
+#if __CUDA_ARCH__ >= 800
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared_target));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(global_source)
+               : "memory");
+#else
+  *reinterpret_cast<uint4*>(shared_target) = *reinterpret_cast<const uint4*>(global_source);
+#endif
+}
+GSALIGN_DEVICE void wait_async_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+GSALIGN_DEVICE float to_float(float value) { return value; }
+GSALIGN_DEVICE float to_float(Half value) { return __half2float(__ushort_as_half(value.bits)); }
+GSALIGN_DEVICE float to_float(BFloat16 value) {
+  return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
+}
+
+template <typename T>
+GSALIGN_DEVICE T from_float(float value);
+template <>
+GSALIGN_DEVICE float from_float<float>(float value) {
+  return value;
+}
+template <>
+GSALIGN_DEVICE Half from_float<Half>(float value) {
+  return {__half_as_ushort(__float2half_rn(value))};
+}
+template <>
+GSALIGN_DEVICE BFloat16 from_float<BFloat16>(float value) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+}
+
+namespace detail {
+
+// Two 16-bit values in one 32-bit word, the lower address in the lower half.
+template <typename T>
+GSALIGN_DEVICE float2 unpack(unsigned word);
+template <>
+GSALIGN_DEVICE float2 unpack<BFloat16>(unsigned word) {
+  return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
+}
+template <>
+GSALIGN_DEVICE float2 unpack<Half>(unsigned word) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&word));
+}
+
+template <typename T>
+GSALIGN_DEVICE unsigned pack(float low, float high);
+template <>
+GSALIGN_DEVICE unsigned pack<BFloat16>(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+template <>
+GSALIGN_DEVICE unsigned pack<Half>(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+template <typename T, int N>
+struct VectorAccess;  // N * sizeof(T) is 16, or N is 1
+
+template <typename T>
+struct VectorAccess<T, 1> {
+  static GSALIGN_DEVICE void load(const T* source, float (&values)[1]) {
+    values[0] = to_float(*source);
+  }
+  static GSALIGN_DEVICE void store(T* target, const float (&values)[1]) {
+    *target = from_float<T>(values[0]);
+  }
+};
+
+template <>
+struct VectorAccess<float, 4> {
+  static GSALIGN_DEVICE void load(const float* source, float (&values)[4]) {
+    const float4 v = *reinterpret_cast<const float4*>(source);
+    values[0] = v.x, values[1] = v.y, values[2] = v.z, values[3] = v.w;
+  }
+  static GSALIGN_DEVICE void store(float* target, const float (&values)[4]) {
+    *reinterpret_cast<float4*>(target) =
+        make_float4(values[0], values[1], values[2], values[3]);
+  }
+};
+
+template <typename T>
+struct VectorAccess<T, 8> {
+  static GSALIGN_DEVICE void load(const T* source, float (&values)[8]) {
+    const uint4 words = *reinterpret_cast<const uint4*>(source);
+    const unsigned word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 two = unpack<T>(word[i]);
+      values[2 * i] = two.x;
+      values[2 * i + 1] = two.y;
+    }
+  }
+  static GSALIGN_DEVICE void store(T* target, const float (&values)[8]) {
+    *reinterpret_cast<uint4*>(target) = make_uint4(
+        pack<T>(values[0], values[1]), pack<T>(values[2], values[3]),
+        pack<T>(values[4], values[5]), pack<T>(values[6], values[7]));
+  }
+};
+
+}  // namespace detail
+
+// N consecutive values as float32; 16-byte accesses where N * sizeof(T) is 16 (aligned to 16).
+template <typename T, int N>
+GSALIGN_DEVICE void load_values(const T* source, float (&values)[N]) {
+  detail::VectorAccess<T, N>::load(source, values);
+}
+template <typename T, int N>
+GSALIGN_DEVICE void store_values(T* target, const float (&values)[N]) {
+  detail::VectorAccess<T, N>::store(target, values);
+}
+
+}  // namespace gsalign
+
+#endif  // GSALIGN_HOST_LAUNCH

@@ -1,0 +1,58 @@
+// Every operator schema, in one list. Kernels are registered beside their code: CPU kernels at the
+// end of <family>_cpu.cpp, CUDA kernels at the end of <family>_cuda.cu. Fakes, autograd formulas and
+// autocast rules are registered from Python, in gsalign_kernels/<family>.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(gsalign, m) {
+  // Thin-plate splines. `factors` and `pivots` are the LU factorisation, kept for the backward pass.
+  m.def(
+      "tps_solve(Tensor control_points, Tensor values, float regularization)"
+      " -> (Tensor coefficients, Tensor factors, Tensor pivots)");
+  m.def(
+      "tps_solve_backward(Tensor grad, Tensor coefficients, Tensor control_points, Tensor factors,"
+      " Tensor pivots) -> (Tensor, Tensor)");
+  m.def("tps_evaluate(Tensor coefficients, Tensor control_points, Tensor points) -> Tensor");
+  m.def(
+      "tps_evaluate_backward(Tensor grad, Tensor coefficients, Tensor control_points,"
+      " Tensor points) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "tps_grid(Tensor coefficients, Tensor control_points, int height, int width,"
+      " bool align_corners) -> Tensor");
+  m.def(
+      "tps_grid_backward(Tensor grad, Tensor coefficients, Tensor control_points,"
+      " bool align_corners) -> (Tensor, Tensor)");
+
+  // Warps. mode: 0 bilinear, 1 nearest. padding_mode: 0 zeros, 1 border, 2 reflection.
+  m.def(
+      "warp_tokens(Tensor tokens, Tensor source_points, Tensor angle, Tensor basis, int height,"
+      " int width, float eta, int prefix) -> Tensor");
+  m.def(
+      "warp_tokens_backward(Tensor grad, Tensor tokens, Tensor source_points, Tensor angle,"
+      " Tensor basis, int height, int width, float eta, int prefix) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "warp_image(Tensor image, Tensor coefficients, Tensor control_points, int height, int width,"
+      " int mode, int padding_mode, bool align_corners) -> Tensor");
+  m.def(
+      "warp_image_backward(Tensor grad, Tensor image, Tensor coefficients, Tensor control_points,"
+      " int mode, int padding_mode, bool align_corners) -> (Tensor, Tensor, Tensor)");
+
+  // Masked part pooling. mode: 0 weighted mean, 1 mean, 2 max. activation: 0 none, 1 softmax over
+  // the parts, 2 sigmoid. `totals` are the sums of the weights, `peaks` the positions of the
+  // visibilities, `winners` the positions of the maxima (empty but in mode 2).
+  m.def(
+      "masked_part_pool(Tensor tokens, Tensor masks, int prefix, int mode, int activation,"
+      " float eps) -> (Tensor pooled, Tensor visibility, Tensor totals, Tensor peaks,"
+      " Tensor winners)");
+  m.def(
+      "masked_part_pool_backward(Tensor grad_pooled, Tensor grad_visibility, Tensor tokens,"
+      " Tensor masks, Tensor pooled, Tensor totals, Tensor peaks, Tensor winners, int prefix,"
+      " int mode, int activation, float eps) -> (Tensor, Tensor)");
+
+  // Masked prototype alignment. `means` are each sample's class means, kept for the backward pass.
+  m.def(
+      "masked_prototype_loss(Tensor features, Tensor masks, Tensor labels)"
+      " -> (Tensor alignment, Tensor entropy, Tensor means)");
+  m.def(
+      "masked_prototype_loss_backward(Tensor grad_alignment, Tensor grad_entropy, Tensor features,"
+      " Tensor masks, Tensor labels, Tensor means) -> (Tensor, Tensor)");
+}
