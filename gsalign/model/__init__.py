@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from gsalign.model.checkpoint import load_model, load_weights, read_weights_config, save_weights
 from gsalign.model.config import DamConfig, HeadsConfig, LossConfig, LtpsConfig, ModelConfig
 from gsalign.model.network import FeatureOutput, GSAlign
+from gsalign.model.pretrained import PretrainedReport, create_model, load_pretrained
 from gsalign.model.published import load_published
 
 __all__ = [
@@ -14,5 +16,12 @@ __all__ = [
     "LossConfig",
     "LtpsConfig",
     "ModelConfig",
+    "PretrainedReport",
+    "create_model",
+    "load_model",
+    "load_pretrained",
     "load_published",
+    "load_weights",
+    "read_weights_config",
+    "save_weights",
 ]

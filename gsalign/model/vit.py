@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import timm.models.vision_transformer
 import torch
@@ -14,7 +15,7 @@ from gsalign.model.config import ModelConfig
 from gsalign.model.ltps import LTPS, PREFIX
 
 
-def attend_from(attention: nn.Module, tokens: Tensor, count: int) -> Tensor:
+def attend_from(attention: Any, tokens: Tensor, count: int) -> Tensor:
     """Self-attention whose queries are the first ``count`` tokens only.
 
     Args:
@@ -37,7 +38,7 @@ def attend_from(attention: nn.Module, tokens: Tensor, count: int) -> Tensor:
 
 
 def run_block(
-    block: nn.Module, tokens: Tensor, *, queries: int | None = None, stochastic: bool = True
+    block: Any, tokens: Tensor, *, queries: int | None = None, stochastic: bool = True
 ) -> Tensor:
     """One pre-norm transformer block of timm, with two ways to leave work out.
 
@@ -75,6 +76,8 @@ class Backbone(nn.Module):
     Args:
         config: sizes of the network.
     """
+
+    everywhere: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
