@@ -8,6 +8,7 @@
 // early return (all threads meet every barrier and every shuffle), dynamic shared memory only.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
@@ -23,6 +24,10 @@ struct BFloat16 {
 
 constexpr int kWarpSize = 32;
 
+struct Int4 {
+  int a, b, c, d;
+};
+
 }  // namespace gsalign
 
 #if defined(GSALIGN_HOST_LAUNCH)
@@ -34,13 +39,17 @@ constexpr int kWarpSize = 32;
 #include <cuda_runtime.h>
 
 #define GSALIGN_DEVICE __device__ __forceinline__
-#define GSALIGN_KERNEL(max_threads) __global__ void __launch_bounds__(max_threads)
+#define GSALIGN_KERNEL(max_threads) static __global__ void __launch_bounds__(max_threads)
 
-// Launches and leaves error checking to the caller, who knows what was being done.
+// Launches; launch_status() after it says whether that went well.
 #define GSALIGN_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \
   kernel<<<dim3(blocks), dim3(threads), shared_bytes, stream>>>(__VA_ARGS__)
 
 namespace gsalign {
+
+using LaunchStatus = cudaError_t;
+constexpr LaunchStatus kLaunched = cudaSuccess;
+inline LaunchStatus launch_status() { return cudaGetLastError(); }
 
 GSALIGN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 GSALIGN_DEVICE int block_size() { return static_cast<int>(blockDim.x); }
@@ -108,6 +117,12 @@ GSALIGN_DEVICE BFloat16 from_float<BFloat16>(float value) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 }
 
+// Four ints at an address aligned to 16.
+GSALIGN_DEVICE Int4 load_four(const int* source) {
+  const int4 four = *reinterpret_cast<const int4*>(source);
+  return {four.x, four.y, four.z, four.w};
+}
+
 namespace detail {
 
 // Two 16-bit values in one 32-bit word, the lower address in the lower half.
@@ -140,8 +155,8 @@ struct VectorAccess;  // N * sizeof(T) is 16, or N is 1
 
 template <typename T>
 struct VectorAccess<T, 1> {
-  static GSALIGN_DEVICE void load(const T* source, float (&values)[1]) {
-    values[0] = to_float(*source);
+  static GSALIGN_DEVICE void load(const T* source, float (&values)[1], bool exists) {
+    values[0] = exists ? to_float(*source) : 0.0f;
   }
   static GSALIGN_DEVICE void store(T* target, const float (&values)[1]) {
     *target = from_float<T>(values[0]);
@@ -150,20 +165,28 @@ struct VectorAccess<T, 1> {
 
 template <>
 struct VectorAccess<float, 4> {
-  static GSALIGN_DEVICE void load(const float* source, float (&values)[4]) {
-    const float4 v = *reinterpret_cast<const float4*>(source);
-    values[0] = v.x, values[1] = v.y, values[2] = v.z, values[3] = v.w;
+  static GSALIGN_DEVICE void load(const float* source, float (&values)[4], bool exists) {
+    float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (exists) {
+      four = *reinterpret_cast<const float4*>(source);
+    }
+    values[0] = four.x;
+    values[1] = four.y;
+    values[2] = four.z;
+    values[3] = four.w;
   }
   static GSALIGN_DEVICE void store(float* target, const float (&values)[4]) {
-    *reinterpret_cast<float4*>(target) =
-        make_float4(values[0], values[1], values[2], values[3]);
+    *reinterpret_cast<float4*>(target) = make_float4(values[0], values[1], values[2], values[3]);
   }
 };
 
 template <typename T>
 struct VectorAccess<T, 8> {
-  static GSALIGN_DEVICE void load(const T* source, float (&values)[8]) {
-    const uint4 words = *reinterpret_cast<const uint4*>(source);
+  static GSALIGN_DEVICE void load(const T* source, float (&values)[8], bool exists) {
+    uint4 words = make_uint4(0u, 0u, 0u, 0u);
+    if (exists) {
+      words = *reinterpret_cast<const uint4*>(source);
+    }
     const unsigned word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -182,13 +205,39 @@ struct VectorAccess<T, 8> {
 }  // namespace detail
 
 // N consecutive values as float32; 16-byte accesses where N * sizeof(T) is 16 (aligned to 16).
+// Where they do not exist, nothing is read and the values are zero.
 template <typename T, int N>
-GSALIGN_DEVICE void load_values(const T* source, float (&values)[N]) {
-  detail::VectorAccess<T, N>::load(source, values);
+GSALIGN_DEVICE void load_values(const T* source, float (&values)[N], bool exists = true) {
+  detail::VectorAccess<T, N>::load(source, values, exists);
 }
 template <typename T, int N>
 GSALIGN_DEVICE void store_values(T* target, const float (&values)[N]) {
   detail::VectorAccess<T, N>::store(target, values);
+}
+
+// Lets a kernel ask for more dynamic shared memory than the 48 KB every kernel may have. The driver
+// is asked once per kernel and device; it is no stream operation, so graph capture may be under way.
+template <auto kKernel>
+inline LaunchStatus allow_shared_memory(int bytes, int device) {
+  constexpr int kDevices = 64;
+  static std::atomic<int> allowed[kDevices];
+  if (bytes <= 48 * 1024) {
+    return kLaunched;
+  }
+  if (device < kDevices && allowed[device].load(std::memory_order_relaxed) >= bytes) {
+    return kLaunched;
+  }
+  int most = 0;
+  LaunchStatus status =
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == kLaunched) {
+    status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel),
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  }
+  if (status == kLaunched && device < kDevices) {
+    allowed[device].store(most, std::memory_order_relaxed);
+  }
+  return status;
 }
 
 }  // namespace gsalign
