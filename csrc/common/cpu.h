@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 
 #include "numbers.h"
 
@@ -56,5 +57,33 @@ GSALIGN_CLONES static void row_store(
     y[c] = store<T>(factor * x[c]);
   }
 }
+
+// y[c] = load(x[c])
+template <typename T>
+GSALIGN_CLONES static void row_load(
+    Compute<T>* __restrict y, const T* __restrict x, std::int64_t count) {
+#pragma omp simd
+  for (std::int64_t c = 0; c < count; ++c) {
+    y[c] = load(x[c]);
+  }
+}
+
+// Uninitialised working memory whose start is aligned for the widest vectors.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(std::int64_t count)
+      : data_(static_cast<T*>(::operator new(
+            sizeof(T) * static_cast<std::size_t>(count), std::align_val_t(64)))) {}
+  ~Scratch() { ::operator delete(data_, std::align_val_t(64)); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  T* data() const { return data_; }
+  T& operator[](std::int64_t index) const { return data_[index]; }
+
+ private:
+  T* data_;
+};
 
 }  // namespace gsalign
