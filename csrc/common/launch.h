@@ -39,6 +39,7 @@ struct Int4 {
 #include <cuda_runtime.h>
 
 #define GSALIGN_DEVICE __device__ __forceinline__
+#define GSALIGN_UNROLL _Pragma("unroll")
 #define GSALIGN_KERNEL(max_threads) static __global__ void __launch_bounds__(max_threads)
 
 // Launches; launch_status() after it says whether that went well.
@@ -188,7 +189,7 @@ struct VectorAccess<T, 8> {
       words = *reinterpret_cast<const uint4*>(source);
     }
     const unsigned word[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
+    GSALIGN_UNROLL
     for (int i = 0; i < 4; ++i) {
       const float2 two = unpack<T>(word[i]);
       values[2 * i] = two.x;

@@ -350,8 +350,8 @@ Tensor warp_tokens(
     std::int64_t height, std::int64_t width, double eta, std::int64_t prefix) {
   const Shape shape =
       checked_shape(tokens, source_points, angle, basis, height, width, eta, prefix);
-  const Tensor in = contiguous(tokens), points = contiguous(source_points),
-               angles = contiguous(angle), matrix = contiguous(basis);
+  const Tensor in = as_contiguous(tokens), points = as_contiguous(source_points),
+               angles = as_contiguous(angle), matrix = as_contiguous(basis);
   const Tensor out =
       empty(in, {shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
   dispatch_features("tokens", in.scalar_type(), [&](auto kind) {
@@ -372,9 +372,9 @@ std::tuple<Tensor, Tensor, Tensor> warp_tokens_backward(
       checked_shape(tokens, source_points, angle, basis, height, width, eta, prefix);
   check_shape("grad", grad, {shape.batch, shape.tokens(), shape.channels});
   check_type("grad", grad, tokens.scalar_type());
-  const Tensor gradient = contiguous(grad), in = contiguous(tokens),
-               points = contiguous(source_points), angles = contiguous(angle),
-               matrix = contiguous(basis);
+  const Tensor gradient = as_contiguous(grad), in = as_contiguous(tokens),
+               points = as_contiguous(source_points), angles = as_contiguous(angle),
+               matrix = as_contiguous(basis);
   const ScalarType type = compute_type(in.scalar_type());
   const Tensor grad_tokens =
       empty(in, {shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
