@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from gsalign.data.records import AERIAL, GROUND, ReIDDataset, Split
@@ -49,7 +50,8 @@ def dataset_statistics(dataset: ReIDDataset) -> list[SplitStatistics]:
 
 def statistics_table(rows: Iterable[SplitStatistics], title: str = "") -> Table:
     """Lay the counts out as a rich table: subset, # ids, # images, # cameras and what they hold."""
-    table = Table(title=title or None)
+    # Plain enough for the 80 columns of a log file.
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("subset")
     for heading in ("# ids", "# images", "# cameras", "# ground", "# aerial", "# night"):
         table.add_column(heading, justify="right", no_wrap=True)

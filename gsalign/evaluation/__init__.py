@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+from gsalign.evaluation.baselines import ChanceLevel, chance_level, histogram_features
 from gsalign.evaluation.distances import distance_blocks, pairwise_distances
 from gsalign.evaluation.evaluate import evaluate, evaluate_protocols
+from gsalign.evaluation.features import (
+    Features,
+    embed_batch,
+    evaluate_features,
+    extract_features,
+)
 from gsalign.evaluation.metrics import EvaluationResult
 from gsalign.evaluation.protocols import PROTOCOLS, Protocol, get_protocol
 from gsalign.evaluation.ranking import rank, ranking_report
+from gsalign.evaluation.report import result_rows, results_dict, results_table
 
 __all__ = [
     "PROTOCOLS",
+    "ChanceLevel",
     "EvaluationResult",
+    "Features",
     "Protocol",
+    "chance_level",
     "distance_blocks",
+    "embed_batch",
     "evaluate",
+    "evaluate_features",
     "evaluate_protocols",
+    "extract_features",
     "get_protocol",
+    "histogram_features",
     "pairwise_distances",
     "rank",
     "ranking_report",
+    "result_rows",
+    "results_dict",
+    "results_table",
 ]

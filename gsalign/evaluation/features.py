@@ -1,0 +1,211 @@
+"""Embeddings of whole splits, with or without a flip test, and their evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsalign.data.loading import Batch
+from gsalign.data.transforms import normalize as normalize_pixels
+from gsalign.errors import ConfigError, DataError
+from gsalign.evaluation.distances import Metric
+from gsalign.evaluation.evaluate import evaluate_protocols
+from gsalign.evaluation.metrics import MAX_RANK, EvaluationResult
+from gsalign.evaluation.protocols import PROTOCOLS, Protocol
+from gsalign.evaluation.ranking import Ranker
+
+FlipTest = Literal["off", "mean", "published"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Embeddings and what is known of the images they are of.
+
+    Attributes:
+        embeddings: float32 ``[N, D]`` on the CPU.
+        identities: raw identities, int64 ``[N]``.
+        cameras: int64 ``[N]``.
+        views: 0 ground and 1 aerial, int64 ``[N]``.
+        indices: place of each image in its split, int64 ``[N]``.
+        paths: the files.
+    """
+
+    embeddings: Tensor
+    identities: NDArray[np.int64]
+    cameras: NDArray[np.int64]
+    views: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.paths)
+
+
+def embed_batch(
+    embed: Callable[[Tensor], Tensor], images: Tensor, flip_test: FlipTest = "off"
+) -> Tensor:
+    """Embed a batch, with the flip test if asked; the result is not L2-normalised.
+
+    Args:
+        embed: images ``[B, 3, H, W]`` to embeddings ``[B, D]``.
+        images: normalised, float ``[B, 3, H, W]``; not changed.
+        flip_test: ``"off"``; ``"mean"``: the mean of the embeddings of the image and its mirror
+            image, as the network gives them, to be L2-normalised once, afterwards; or
+            ``"published"``: what the published code computes. There the pixels of the mirror image
+            are normalised twice, which leaves hardly anything of the image in them, so that almost
+            the same vector is added to every embedding. For comparison with published figures only.
+
+    Returns:
+        float32 ``[B, D]``.
+
+    Raises:
+        ConfigError: ``flip_test`` is something else.
+    """
+    if flip_test not in ("off", "mean", "published"):
+        raise ConfigError(f"flip_test is {flip_test!r}; it must be 'off', 'mean' or 'published'")
+    embeddings = embed(images).float()
+    if flip_test == "off":
+        return embeddings
+    mirrored = images.flip(-1)
+    if flip_test == "published":
+        mirrored = normalize_pixels(mirrored)
+    return (embeddings + embed(mirrored).float()) / 2
+
+
+def extract_features(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    loader: Iterable[Batch],
+    *,
+    device: torch.device | str | None = None,
+    flip_test: FlipTest = "off",
+    normalize: bool = True,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Features:
+    """Embed every image of a loader; labels are carried along, never used.
+
+    A module is put into evaluation mode and back into the mode it was in. Its ``embed`` is called
+    if it has one, else the module itself.
+
+    Args:
+        model: a network, or any function from images to embeddings.
+        loader: an evaluation loader, or any iterable of batches.
+        device: where to compute; ``None`` is where the module's parameters are, or the CPU.
+        flip_test: see ``embed_batch``.
+        normalize: make every embedding of length 1, once, at the end.
+        autocast: compute in this type (``torch.bfloat16``, ``torch.float16``); ``None`` does not.
+        progress: called after every batch with the number of images done.
+
+    Returns:
+        The embeddings in the order of the loader.
+
+    Raises:
+        DataError: the loader gave nothing, or an embedding is not finite; the image is named.
+        ConfigError: ``flip_test`` is unknown.
+    """
+    embed = getattr(model, "embed", model)
+    where = _device_of(model) if device is None else torch.device(device)
+    was_training = isinstance(model, nn.Module) and model.training
+    parts: list[Tensor] = []
+    batches: list[Batch] = []
+    done = 0
+    if isinstance(model, nn.Module):
+        model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                images = batch.images.to(where, non_blocking=True)
+                context = (
+                    nullcontext() if autocast is None else torch.autocast(where.type, autocast)
+                )
+                with context:
+                    embeddings = embed_batch(embed, images, flip_test)
+                if normalize:
+                    embeddings = F.normalize(embeddings, dim=1)
+                embeddings = embeddings.cpu()
+                finite = embeddings.isfinite().all(1)
+                if not finite.all():
+                    path = batch.paths[int((~finite).nonzero()[0])]
+                    raise DataError(
+                        f"the embedding of {path} is not finite; the weights of the network "
+                        "probably are not"
+                    )
+                parts.append(embeddings)
+                # Only the labels are kept, not the images.
+                batches.append(_without_images(batch))
+                done += len(batch)
+                if progress is not None:
+                    progress(done)
+    finally:
+        if isinstance(model, nn.Module):
+            model.train(was_training)
+    if not parts:
+        raise DataError("no images to embed: the loader is empty")
+
+    def column(name: str) -> NDArray[np.int64]:
+        array: NDArray[np.int64] = torch.cat([getattr(batch, name) for batch in batches]).numpy()
+        return array
+
+    return Features(
+        # A copy made here is an ordinary tensor; those made in inference mode are not.
+        embeddings=torch.cat(parts),
+        identities=column("identities"),
+        cameras=column("cameras"),
+        views=column("views"),
+        indices=column("indices"),
+        paths=tuple(path for batch in batches for path in batch.paths),
+    )
+
+
+def evaluate_features(
+    query: Features,
+    gallery: Features,
+    *,
+    protocols: Iterable[str | Protocol] = tuple(PROTOCOLS),
+    metric: Metric = "cosine",
+    ranker: Ranker = "auto",
+    max_rank: int = MAX_RANK,
+) -> dict[str, EvaluationResult]:
+    """Evaluate protocols on two sets of features; see ``evaluate`` for arguments and errors."""
+    return evaluate_protocols(
+        query=query.embeddings,
+        gallery=gallery.embeddings,
+        query_identities=query.identities,
+        gallery_identities=gallery.identities,
+        query_cameras=query.cameras,
+        gallery_cameras=gallery.cameras,
+        query_views=query.views,
+        gallery_views=gallery.views,
+        protocols=protocols,
+        metric=metric,
+        ranker=ranker,
+        max_rank=max_rank,
+    )
+
+
+def _device_of(model: object) -> torch.device:
+    if isinstance(model, nn.Module):
+        for parameter in model.parameters():
+            return parameter.device
+    return torch.device("cpu")
+
+
+def _without_images(batch: Batch) -> Batch:
+    return Batch(
+        images=batch.images.new_empty(0),
+        # Copies: a worker's batch lives in shared memory, which is scarce.
+        identities=batch.identities.clone(),
+        views=batch.views.clone(),
+        cameras=batch.cameras.clone(),
+        indices=batch.indices.clone(),
+        paths=batch.paths,
+    )

@@ -1,0 +1,73 @@
+"""Results as a table for people and as a dictionary for ``metrics.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol as Interface
+
+from rich import box
+from rich.table import Table
+
+from gsalign.evaluation.protocols import PROTOCOLS
+
+COLUMNS = ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP", "metric")
+
+Summary = Mapping[str, "float | int | None"]
+
+
+class Summarised(Interface):
+    """Whatever has a summary in percent: ``EvaluationResult``, ``ChanceLevel``."""
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Return the summary."""
+
+
+def results_dict(results: Mapping[str, Summarised]) -> dict[str, dict[str, float | int | None]]:
+    """Return the summaries of all protocols; figures are in percent, missing ones ``None``."""
+    return {name: result.as_dict() for name, result in results.items()}
+
+
+def results_table(
+    results: Mapping[str, Summarised | Summary], *, dataset: str = "", title: str = ""
+) -> Table:
+    """Lay results out as a rich table, a row per protocol.
+
+    Args:
+        results: name to result or summary. Names of protocols are shown by their short titles.
+        dataset: put before each protocol.
+        title: of the table.
+
+    Returns:
+        Dataset, Rank-1, Rank-5, Rank-10, mAP, mINP, metric in percent, and how many queries are
+        valid of how many are asked; a dash where there is no figure.
+    """
+    # Plain enough for the 80 columns of a log file.
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Dataset", no_wrap=True)
+    for heading in (*COLUMNS, "valid/asked"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in result_rows(results, dataset=dataset):
+        table.add_row(*row)
+    return table
+
+
+def result_rows(
+    results: Mapping[str, Summarised | Summary], *, dataset: str = ""
+) -> list[tuple[str, ...]]:
+    """Return the cells of ``results_table`` as text, for logs and for Markdown."""
+    rows = []
+    for name, result in results.items():
+        summary = result if isinstance(result, Mapping) else result.as_dict()
+        label = PROTOCOLS[name].title if name in PROTOCOLS else name
+        rows.append(
+            (
+                f"{dataset} {label}".strip(),
+                *(_percent(summary.get(column)) for column in COLUMNS),
+                f"{summary['valid_queries']}/{summary['queries']}",
+            )
+        )
+    return rows
+
+
+def _percent(value: float | int | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
