@@ -210,4 +210,4 @@ def test_grid_generator(read_golden, count):
         # The recorded grid rests on constants inverted in float32.
         close(made, grid, 5e-6)
         made.backward(upstream)
-        assert (ltps.source_points.grad - gradient).norm() <= 1e-5 * gradient.norm()
+        assert (ltps.source_points.grad - gradient).norm() <= 1e-4 * gradient.norm()
