@@ -1,0 +1,22 @@
+"""A generated aerial-ground data set: walking people rendered from drones and from the ground."""
+
+from __future__ import annotations
+
+from gsalign.data.synthetic.body import PARTS
+from gsalign.data.synthetic.config import RENDERER_VERSION, SyntheticConfig
+from gsalign.data.synthetic.contact_sheet import contact_sheet
+from gsalign.data.synthetic.truth import BODY_PARTS, TruthRow, read_truth
+from gsalign.data.synthetic.writer import GenerationReport, generate, generation_settings
+
+__all__ = [
+    "BODY_PARTS",
+    "PARTS",
+    "RENDERER_VERSION",
+    "GenerationReport",
+    "SyntheticConfig",
+    "TruthRow",
+    "contact_sheet",
+    "generate",
+    "generation_settings",
+    "read_truth",
+]
