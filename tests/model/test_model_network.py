@@ -85,9 +85,7 @@ def test_forward_is_losses_with_labels_and_embeddings_without(tiny_config, make_
 @pytest.mark.parametrize("layers", [[], [1], [0, 1], "all"])
 @pytest.mark.parametrize("dam", [True, False])
 def test_subsets_of_the_parts(tiny_config, make_model, make_batch, layers, dam):
-    config = change(
-        tiny_config, ltps={"layers": layers, "hidden": (8, 6)}, dam={"enabled": dam}
-    )
+    config = change(tiny_config, ltps={"layers": layers, "hidden": (8, 6)}, dam={"enabled": dam})
     model = make_model(config).train()
     batch = make_batch(config)
     layers_of = {name.split(".")[2] for name in model.state_dict() if ".ltps." in name}
@@ -232,8 +230,6 @@ def test_float64_throughout(tiny_config, make_model, make_batch):
     images, identities, views = make_batch(tiny_config)
     terms = model.losses(images.double(), identities, views)
     assert {term.dtype for term in terms.values()} == {torch.float64}
-
-
 
 
 @pytest.mark.parametrize("training", [True, False])
