@@ -1,0 +1,67 @@
+"""``metrics.json`` of a run: one JSON object per line, in the order of the iterations.
+
+Every line has ``kind`` (``"train"`` or ``"evaluation"``), ``iteration`` (iterations done) and
+``epoch`` (epochs done, a fraction). A ``train`` line has the means since the line before it:
+``total_loss``, ``losses`` (name to weighted loss), ``lr``, ``time`` and ``data_time`` (seconds per
+iteration), ``max_mem`` (MB), ``angles`` (layer to mean and spread of the LTPS angle in the last
+batch, radians). An ``evaluation`` line has ``split`` (``"test"`` or ``"validation"``) and
+``protocols``: name to rank1, rank5, rank10, mAP, mINP, metric (fractions) and query counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gsalign.files import atomic_write
+
+Record = dict[str, Any]
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
+    """The records of a run, in order; a last line that was cut off in writing is passed over.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another line than the last is not a JSON object.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    records: list[Record] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: not JSON: {line[:60]!r}") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number}: wanted a JSON object, got {line[:60]!r}")
+        records.append(record)
+    return records
+
+
+class MetricsFile:
+    """Appends records to a run's ``metrics.json``.
+
+    Args:
+        path: the file; made if it is missing.
+        iteration: records of later iterations are dropped, as a resumed run writes them again.
+    """
+
+    def __init__(self, path: Path, *, iteration: int = 0) -> None:
+        self.path = path
+        kept = read_metrics(path) if path.exists() else []
+        kept = [record for record in kept if record["iteration"] <= iteration]
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+
+    def append(self, record: Record) -> None:
+        """Write one record; it is on disk when this returns."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"

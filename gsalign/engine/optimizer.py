@@ -1,0 +1,73 @@
+"""The optimizer, and which weight decay each parameter gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import Optimizer
+
+from gsalign.engine.config import OptimizerConfig
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
+_TOKENS = ("class_token", "view_token", "position", "source_points")
+
+
+def parameter_kinds(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
+    """Name, parameter and kind of every trained parameter, in the order of the module.
+
+    The kind is ``"bias"`` (of norms too), ``"norm"`` (the weight of one), ``"tokens"`` (class and
+    view token, position embedding, control points of the splines) or ``"weight"``.
+
+    Args:
+        model: the network; frozen parameters are passed over.
+    """
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if name == "bias" or name.endswith("_bias"):
+                kind = "bias"
+            elif isinstance(module, _NORMS):
+                kind = "norm"
+            elif name in _TOKENS:
+                kind = "tokens"
+            else:
+                kind = "weight"
+            yield f"{path}.{name}" if path else name, parameter, kind
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
+    """Parameters grouped by weight decay, so that as few kernels as possible are launched.
+
+    Args:
+        model: the network.
+        config: the four weight decays.
+
+    Returns:
+        Groups for a PyTorch optimizer: ``params``, ``names`` in the same order, ``weight_decay``.
+    """
+    decays = {
+        "weight": config.weight_decay,
+        "norm": config.weight_decay_norm,
+        "bias": config.weight_decay_bias,
+        "tokens": config.weight_decay_tokens,
+    }
+    groups: dict[float, dict[str, list[object]]] = {}
+    for name, parameter, kind in parameter_kinds(model):
+        given = decays[kind]
+        decay = config.weight_decay if given is None else given
+        group = groups.setdefault(decay, {"params": [], "names": []})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [{**group, "weight_decay": decay} for decay, group in groups.items()]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """The optimizer that a configuration names, over the trained parameters of a network."""
+    groups = parameter_groups(model, config)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)

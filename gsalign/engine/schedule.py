@@ -1,0 +1,55 @@
+"""The learning rate as a function of the iteration: no state, so nothing to save or to resume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gsalign.engine.config import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A linear warm-up by iterations, then a cosine by epochs or by iterations.
+
+    Iterations count from 0. During the warm-up of W iterations the rate is ``peak`` times a factor
+    that rises linearly from ``warmup_start`` at iteration 0 to 1 at iteration W. The cosine by
+    iterations runs from ``peak`` at iteration W to ``minimum`` where the run ends. The cosine by
+    epochs starts with the first epoch that lies after the warm-up as a whole and moves at the
+    start of each epoch; what is left of the epoch in which the warm-up ended runs at ``peak``.
+
+    Attributes:
+        config: shape of the schedule.
+        peak: learning rate after the warm-up.
+        total: iterations of the run.
+        epoch_length: iterations of an epoch.
+    """
+
+    config: ScheduleConfig
+    peak: float
+    total: int
+    epoch_length: int
+
+    @property
+    def warmup(self) -> int:
+        """Iterations of the warm-up."""
+        given = self.config.warmup
+        return round(given * self.total) if given < 1 else round(given)
+
+    def __call__(self, iteration: int) -> float:
+        """The learning rate of an iteration, counted from 0."""
+        warmup = self.warmup
+        if iteration < warmup:
+            start = self.config.warmup_start
+            return self.peak * (start + (1.0 - start) * iteration / warmup)
+        if self.config.name == "constant":
+            return self.peak
+        if self.config.step == "iteration":
+            done, length = iteration - warmup, self.total - warmup
+        else:
+            first = math.ceil(warmup / self.epoch_length)
+            done = iteration // self.epoch_length - first
+            length = math.ceil(self.total / self.epoch_length) - first
+        progress = min(max(done / length, 0.0), 1.0) if length > 0 else 0.0
+        minimum = min(self.config.minimum, self.peak)
+        return minimum + (self.peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
