@@ -43,6 +43,11 @@ def declare(operator: str, *fused: str) -> None:
     _fused[operator] = fused
 
 
+def fused_implementations(operator: str) -> tuple[str, ...]:
+    """The implementations beside the reference that an operator has in this version."""
+    return _fused[operator]
+
+
 def _checked_choice(source: str, choice: str) -> str:
     if choice not in CHOICES:
         raise ValueError(f"{source}: wanted one of {', '.join(CHOICES)}, got {choice!r}")
@@ -125,16 +130,16 @@ def select(operator: str, device: torch.device, implementation: str | None) -> s
     return choice
 
 
-def _machine_device(implementation: str) -> str:
+def device_of(implementation: str) -> str:
     """The device type an implementation would be used on, on this machine."""
     if implementation == "cpp" or (implementation == "triton" and _TRITON_INTERPRETED):
         return "cpu"
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _machine_reason(operator: str, implementation: str) -> str | None:
-    """Why no tensor on this machine could be served, e.g. because it has no GPU."""
-    reason = reason_against(operator, implementation, _machine_device(implementation))
+def reason_here(operator: str, implementation: str) -> str | None:
+    """Why no tensor on this machine can be served, e.g. because it has no GPU; None when some can."""
+    reason = reason_against(operator, implementation, device_of(implementation))
     if reason is not None and "these are on" in reason:
         return "no CUDA device is visible"
     return reason
@@ -162,11 +167,11 @@ def use_kernels(choice: str) -> Iterator[None]:
     _checked_choice("use_kernels", choice)
     if choice not in ("auto", "reference"):
         having = [operator for operator in _fused if choice in _fused[operator]]
-        reasons = {operator: _machine_reason(operator, choice) for operator in having}
+        reasons = {operator: reason_here(operator, choice) for operator in having}
         if all(reasons.values()):
             runnable = ["auto", "reference"]
             for name in ("cpp", "cuda", "triton"):
-                if any(name in _fused[op] and not _machine_reason(op, name) for op in _fused):
+                if any(name in _fused[op] and not reason_here(op, name) for op in _fused):
                     runnable.append(name)
             raise KernelUnavailableError(
                 f"kernels {choice!r} cannot run on this machine: {next(iter(reasons.values()))}. "
@@ -228,7 +233,7 @@ def kernel_report() -> KernelReport:
         A :class:`KernelReport`; ``print`` it for a table.
     """
     table = {
-        operator: {name: _machine_reason(operator, name) for name in IMPLEMENTATIONS}
+        operator: {name: reason_here(operator, name) for name in IMPLEMENTATIONS}
         for operator in _fused
     }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -151,21 +151,17 @@ def fused(operator: str) -> list[Any]:
         pytest.param(
             name,
             marks=pytest.mark.skipif(
-                (reason := backends.reason_against(operator, name, device_of(name))) is not None,
+                (reason := backends.reason_here(operator, name)) is not None,
                 reason=f"{operator}: {name}: {reason}",
             ),
         )
-        for name in backends._fused[operator]
+        for name in backends.fused_implementations(operator)
     ]
 
 
 def device_of(implementation: str) -> str:
     """The device type on which an implementation is tested on this machine."""
-    if implementation in ("reference", "cpp"):
-        return "cpu"
-    if implementation == "triton" and backends._TRITON_INTERPRETED:
-        return "cpu"
-    return "cuda"
+    return "cpu" if implementation == "reference" else backends.device_of(implementation)
 
 
 def random(

@@ -1,0 +1,372 @@
+"""Thin-plate splines: every implementation against float64, SciPy, the golden grids and calculus."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import RBFInterpolator
+from support import (
+    assert_close_to_reference,
+    bitwise_equal,
+    device_of,
+    fused,
+    in_float64,
+    poisoned_memory,
+    random,
+    strided,
+    threads,
+)
+
+import gsalign_kernels as kernels
+from gsalign_kernels.reference import tps as reference
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+COORDINATES = [torch.float32, torch.float64]
+
+
+def spread_points(batch: int, count: int, seed: int) -> torch.Tensor:
+    """Control points in [-1, 1]^2 that keep a distance from each other: a jittered lattice."""
+    side = math.ceil(math.sqrt(count))
+    axis = torch.linspace(-1, 1, side, dtype=torch.float64)
+    lattice = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)[:count]
+    jitter = random(batch, count, 2, seed=seed).clamp(-1, 1) * (0.25 / side)
+    return lattice + jitter
+
+
+def scalar_spline(points, values, at) -> list[float]:
+    """An independent spline in plain Python: Gaussian elimination and a loop, no tensors."""
+
+    def u(r2: float) -> float:
+        return 0.5 * r2 * math.log(max(r2, 1e-8))
+
+    count, order = len(points), len(points) + 3
+    rows = []
+    for x, y in points:
+        rows.append([u((x - p) ** 2 + (y - q) ** 2) for p, q in points] + [1.0, x, y])
+    for a in range(3):
+        rows.append([(1.0, x, y)[a] for x, y in points] + [0.0, 0.0, 0.0])
+    rhs = [[float(c) for c in v] for v in values] + [[0.0] * len(values[0]) for _ in range(3)]
+    for step in range(order):
+        best = max(range(step, order), key=lambda i: abs(rows[i][step]))
+        rows[step], rows[best], rhs[step], rhs[best] = rows[best], rows[step], rhs[best], rhs[step]
+        for i in range(order):
+            if i != step:
+                factor = rows[i][step] / rows[step][step]
+                rows[i] = [a - factor * b for a, b in zip(rows[i], rows[step], strict=True)]
+                rhs[i] = [a - factor * b for a, b in zip(rhs[i], rhs[step], strict=True)]
+    solved = [[value / rows[i][i] for value in rhs[i]] for i in range(order)]
+    x, y = at
+    design = [u((x - p) ** 2 + (y - q) ** 2) for p, q in points] + [1.0, x, y]
+    return [
+        sum(d * solved[i][v] for i, d in enumerate(design)) for v in range(len(solved[count]))
+    ]
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+def test_agrees_with_scalar_arithmetic(implementation):
+    points, values = spread_points(1, 7, 1)[0], random(7, 3, seed=2)
+    where = random(5, 2, seed=3)
+    coefficients = kernels.tps_solve(points, values[None], implementation=implementation)
+    got = kernels.tps_evaluate(coefficients, points, where, implementation=implementation)[0]
+    for n in range(5):
+        wanted = scalar_spline(points.tolist(), values.tolist(), where[n].tolist())
+        assert got[n].tolist() == pytest.approx(wanted, rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize("count", [3, 4, 25, 100])
+def test_agrees_with_scipy(implementation, count):
+    points, values = spread_points(1, count, 4)[0], random(count, 2, seed=5)
+    where = random(50, 2, seed=6)
+    oracle = RBFInterpolator(points.numpy(), values.numpy(), kernel="thin_plate_spline", degree=1)
+    coefficients = kernels.tps_solve(points, values[None], implementation=implementation)
+    got = kernels.tps_evaluate(coefficients, points, where, implementation=implementation)[0]
+    assert np.abs(got.numpy() - oracle(where.numpy())).max() < 1e-8 * np.abs(values.numpy()).max()
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize("count", [4, 9, 25])
+def test_golden_grids(implementation, count):
+    golden = np.load(GOLDEN / f"op_tpsgrid_k{count}.npz")
+    points = torch.from_numpy(golden["ctrl_points"])
+    source = torch.from_numpy(golden["source"]).requires_grad_()
+    size = tuple(int(length) for length in golden["feat_hw"])
+    basis = kernels.tps_basis(points, size, implementation=implementation)
+    grid = basis @ source
+    assert np.abs(grid.detach().numpy() - golden["grid_fp64"]).max() < 1e-5
+    (gradient,) = torch.autograd.grad(grid, source, torch.from_numpy(golden["upstream"]))
+    wanted = golden["grad_source"]
+    assert np.abs(gradient.numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("implementation", fused("tps_solve"))
+@pytest.mark.parametrize("dtype", COORDINATES)
+@pytest.mark.parametrize(("batch", "count", "columns"), [(1, 3, 2), (3, 4, 2), (2, 9, 5), (2, 40, 1)])
+def test_forward_and_gradients_agree_with_float64(implementation, dtype, batch, count, columns):
+    device = device_of(implementation)
+    points = spread_points(batch, count, 7).to(dtype)
+    values = random(batch, count, columns, seed=8, dtype=dtype)
+    where = random(batch, 11, 2, seed=9, dtype=dtype)
+    upstream = random(batch, 7, 5, columns, seed=10, dtype=dtype)
+    upstream_points = random(batch, 11, columns, seed=11, dtype=dtype)
+
+    def run(chosen, *leaves):
+        coefficients = kernels.tps_solve(*leaves[:2], regularization=0.01, implementation=chosen)
+        grid = kernels.tps_grid(
+            coefficients, leaves[0], (7, 5), align_corners=False, implementation=chosen
+        )
+        at = kernels.tps_evaluate(coefficients, leaves[0], leaves[2], implementation=chosen)
+        like = {"dtype": grid.dtype, "device": grid.device}
+        gradients = torch.autograd.grad(
+            [grid, at], leaves, [upstream.to(**like), upstream_points.to(**like)]
+        )
+        return coefficients, grid, at, *gradients
+
+    with poisoned_memory():
+        leaves = [strided(t.to(device)).requires_grad_() for t in (points, values, where)]
+        actual = run(implementation, *leaves)
+    expected = run("reference", *(in_float64(t) for t in (points, values, where)))
+    names = ("coefficients", "grid", "values", "d points", "d values", "d where")
+    for name, one, other in zip(names, actual, expected, strict=True):
+        # Both sides solve the same rounded inputs; what is left is the system's condition.
+        assert_close_to_reference(one, other.detach(), dtype, slack=200, name=name)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+def test_gradcheck(implementation):
+    points = spread_points(2, 5, 12).requires_grad_()
+    values = random(2, 5, 2, seed=13, grad=True)
+    where = random(2, 3, 2, seed=14, grad=True)
+
+    def function(points, values, where):
+        coefficients = kernels.tps_solve(points, values, implementation=implementation)
+        return (
+            kernels.tps_grid(coefficients, points, (3, 2), implementation=implementation),
+            kernels.tps_evaluate(coefficients, points, where, implementation=implementation),
+        )
+
+    assert torch.autograd.gradcheck(function, (points, values, where))
+
+
+def test_reference_has_double_backward():
+    points, values = spread_points(1, 4, 15).requires_grad_(), random(1, 4, 1, seed=16, grad=True)
+
+    def function(points, values):
+        coefficients = kernels.tps_solve(points, values, implementation="reference")
+        return kernels.tps_grid(coefficients, points, (2, 2), implementation="reference")
+
+    assert torch.autograd.gradgradcheck(function, (points, values))
+
+
+def test_fused_double_backward_names_the_way_out():
+    values = random(1, 4, 2, seed=17, grad=True)
+    coefficients = kernels.tps_solve(spread_points(1, 4, 18).requires_grad_(), values)
+    (gradient,) = torch.autograd.grad(coefficients.square().sum(), values, create_graph=True)
+    with pytest.raises(RuntimeError, match="implementation='reference'"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("operator", ["tps_solve", "tps_evaluate", "tps_grid"])
+def test_opcheck(operator):
+    points = spread_points(2, 5, 19).float().requires_grad_()
+    values = random(2, 5, 2, seed=20, dtype=torch.float32, grad=True)
+    solved = torch.ops.gsalign.tps_solve(points.detach(), values.detach(), 0.1)
+    coefficients = solved[0].clone().requires_grad_()
+    where = random(2, 3, 2, seed=21, dtype=torch.float32, grad=True)
+    forward, backward = {
+        "tps_solve": (
+            (points, values, 0.1),
+            (torch.randn_like(solved[0]), solved[0], points.detach(), solved[1], solved[2]),
+        ),
+        "tps_evaluate": (
+            (coefficients, points, where),
+            (torch.randn(2, 3, 2), coefficients.detach(), points.detach(), where.detach()),
+        ),
+        "tps_grid": (
+            (coefficients, points, 3, 4, True),
+            (torch.randn(2, 3, 4, 2), coefficients.detach(), points.detach(), True),
+        ),
+    }[operator]
+    namespace = torch.ops.gsalign
+    torch.library.opcheck(getattr(namespace, operator).default, forward)
+    torch.library.opcheck(getattr(namespace, f"{operator}_backward").default, backward)
+
+
+def test_same_bits_for_any_number_of_threads():
+    points, values = spread_points(5, 9, 22).float(), random(5, 9, 2, seed=23, dtype=torch.float32)
+
+    def run():
+        leaves = [points.clone().requires_grad_(), values.clone().requires_grad_()]
+        coefficients = kernels.tps_solve(*leaves, implementation="cpp")
+        grid = kernels.tps_grid(coefficients, leaves[0], (40, 61), implementation="cpp")
+        return grid, *torch.autograd.grad(grid.square().sum(), leaves)
+
+    with threads(1):
+        alone = run()
+    with threads(3):
+        together = [run() for _ in range(3)]
+    for results in together:
+        for one, other in zip(alone, results, strict=True):
+            assert bitwise_equal(one, other)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1), (4, 3)])
+def test_basis_is_the_identity_on_its_own_points(implementation, align_corners, size):
+    """Values equal to the control points give the pixel positions themselves, rows sum to 1."""
+    points = spread_points(1, 9, 24)[0]
+    basis = kernels.tps_basis(
+        points, size, align_corners=align_corners, implementation=implementation
+    )
+    lattice = reference.lattice(size, align_corners=align_corners, dtype=torch.float64)
+    assert basis.shape == (size[0] * size[1], 9)
+    assert (basis.sum(1) - 1).abs().max() < 1e-12
+    assert (basis @ points - lattice).abs().max() < 1e-12
+
+
+def test_basis_is_made_in_float64_and_returned_in_the_callers_type():
+    points = spread_points(1, 25, 25)[0].float()
+    basis = kernels.tps_basis(points.requires_grad_(), (16, 8))
+    exact = kernels.tps_basis(points.detach().double(), (16, 8))
+    assert basis.dtype == torch.float32 and not basis.requires_grad
+    assert bitwise_equal(basis, exact.float())
+    assert kernels.tps_basis(points.detach().half(), (2, 2)).dtype == torch.float32
+
+
+def test_half_types_are_computed_in_float32():
+    points, values = spread_points(1, 4, 26)[0].half(), random(1, 4, 2, seed=27, dtype=torch.half)
+    coefficients = kernels.tps_solve(points, values)
+    assert coefficients.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        lifted = torch.ops.gsalign.tps_grid(coefficients.bfloat16(), points[None], 2, 2, True)
+    assert lifted.dtype == torch.float32
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+def test_empty_batch_and_no_columns(implementation):
+    points = spread_points(1, 4, 28)[0].float()
+    solve = {"implementation": implementation}
+    assert kernels.tps_solve(points, torch.zeros(0, 4, 2), **solve).shape == (0, 7, 2)
+    assert kernels.tps_solve(points, torch.zeros(2, 4, 0), **solve).shape == (2, 7, 0)
+    coefficients = kernels.tps_solve(points, torch.zeros(2, 4, 2), **solve)
+    nowhere = kernels.tps_evaluate(coefficients, points, torch.zeros(0, 2), **solve)
+    assert nowhere.shape == (2, 0, 2)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize(
+    "points",
+    [
+        [[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]],
+        [[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0], [0.5, 0.5]],
+    ],
+    ids=["repeated", "collinear"],
+)
+def test_singular_systems_raise(implementation, points):
+    with pytest.raises(RuntimeError, match="singular"):
+        kernels.tps_solve(
+            torch.tensor(points, dtype=torch.float64),
+            torch.ones(1, 4, 2, dtype=torch.float64),
+            implementation=implementation,
+        )
+
+
+def test_nan_coordinates_stay_nan():
+    points = spread_points(2, 4, 29)
+    points[1, 2, 0] = math.nan
+    coefficients = kernels.tps_solve(points, torch.ones(2, 4, 2, dtype=torch.float64))
+    assert coefficients[0].isfinite().all() and coefficients[1].isnan().all()
+
+
+def test_compiled_equals_eager():
+    points, values = spread_points(2, 9, 30).float(), random(2, 9, 2, seed=31, dtype=torch.float32)
+
+    def function(points, values):
+        coefficients = kernels.tps_solve(points, values)
+        return kernels.tps_grid(coefficients, points, (6, 4)).square().sum()
+
+    def run(function):
+        leaves = [points.clone().requires_grad_(), values.clone().requires_grad_()]
+        result = function(*leaves)
+        return result, *torch.autograd.grad(result, leaves)
+
+    for eager, compiled in zip(
+        run(function), run(torch.compile(function, fullgraph=True)), strict=True
+    ):
+        torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: kernels.tps_solve([1.0], torch.zeros(1, 4, 2)), TypeError, "control_points"),
+        (
+            lambda: kernels.tps_solve(torch.zeros(4, 3), torch.zeros(1, 4, 2)),
+            ValueError,
+            r"control_points: wanted shape \[1, K, 2\], got \[1, 4, 3\]",
+        ),
+        (
+            lambda: kernels.tps_solve(torch.zeros(2, 2), torch.zeros(1, 2, 2)),
+            ValueError,
+            "control_points: wanted 3 to",
+        ),
+        (
+            lambda: kernels.tps_solve(torch.zeros(4, 2), torch.zeros(1, 5, 2)),
+            ValueError,
+            r"values: wanted shape \[B, 4, V\]",
+        ),
+        (
+            lambda: kernels.tps_solve(
+                torch.zeros(4, 2), torch.zeros(1, 4, 2), regularization=-1.0
+            ),
+            ValueError,
+            "regularization",
+        ),
+        (
+            lambda: kernels.tps_solve(torch.zeros(4, 2).int(), torch.zeros(1, 4, 2)),
+            TypeError,
+            "control_points: wanted float32",
+        ),
+        (
+            lambda: kernels.tps_solve(torch.zeros(4, 2), torch.zeros(1, 4, 2, device="meta")),
+            ValueError,
+            "is on meta but",
+        ),
+        (
+            lambda: kernels.tps_grid(torch.zeros(1, 7, 2), torch.zeros(4, 2), (0, 4)),
+            ValueError,
+            "size: wanted a height and width of at least 1",
+        ),
+        (
+            lambda: kernels.tps_grid(torch.zeros(1, 7, 2), torch.zeros(4, 2), 16),
+            TypeError,
+            r"size: wanted \(height, width\)",
+        ),
+        (
+            lambda: kernels.tps_grid(torch.zeros(1, 6, 2), torch.zeros(4, 2), (2, 2)),
+            ValueError,
+            "coefficients",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_raw_operator_refuses_what_would_read_out_of_bounds():
+    with pytest.raises(RuntimeError, match="coefficients"):
+        torch.ops.gsalign.tps_grid(torch.zeros(1, 5, 2), torch.zeros(1, 4, 2), 2, 2, True)
+    with pytest.raises(RuntimeError, match="pivots"):
+        torch.ops.gsalign.tps_solve_backward(
+            torch.zeros(1, 7, 1),
+            torch.zeros(1, 7, 1),
+            torch.zeros(1, 4, 2),
+            torch.zeros(1, 7, 7, dtype=torch.float64),
+            torch.full((1, 7), 99, dtype=torch.int32),
+        )
