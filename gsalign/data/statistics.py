@@ -51,11 +51,11 @@ def dataset_statistics(dataset: ReIDDataset) -> list[SplitStatistics]:
 def statistics_table(rows: Iterable[SplitStatistics], title: str = "") -> Table:
     """Lay the counts out as a rich table: subset, # ids, # images, # cameras and what they hold."""
     # Plain enough for the 80 columns of a log file.
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("subset")
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("subset", no_wrap=True)
     for heading in ("# ids", "# images", "# cameras", "# ground", "# aerial", "# night"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("images per id", justify="right", no_wrap=True)
+    table.add_column("per id", justify="right", no_wrap=True)
     for row in rows:
         counts = (
             row.identities,

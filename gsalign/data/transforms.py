@@ -45,7 +45,7 @@ class _Parameters:
 
     shift: NDArray[np.int64]  # [B, 2] (y, x): source pixel minus crop pixel
     flip: NDArray[np.bool_]
-    angle: NDArray[np.float64]  # radians
+    angle: NDArray[np.float64]  # radians, counter-clockwise as one sees the image
     scale: NDArray[np.float64]
     brightness: NDArray[np.float64]
     contrast: NDArray[np.float64]

@@ -107,7 +107,7 @@ def _expected(positives: int, size: int) -> tuple[NDArray[np.float64], float, fl
         misses = np.where(
             drawn < size - positives, (size - positives - drawn) / (size - drawn), 0.0
         )
-    cmc: NDArray[np.float64] = 1.0 - np.cumprod(misses)
+    cmc = np.subtract(1.0, np.cumprod(misses), dtype=np.float64)
     harmonic = float((1.0 / np.arange(1, size + 1)).sum())
     others = (positives - 1) / (size - 1) if size > 1 else 0.0
     ap = (harmonic + (size - harmonic) * others) / size

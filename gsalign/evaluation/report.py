@@ -42,7 +42,7 @@ def results_table(
         valid of how many are asked; a dash where there is no figure.
     """
     # Plain enough for the 80 columns of a log file.
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("Dataset", no_wrap=True)
     for heading in (*COLUMNS, "valid/asked"):
         table.add_column(heading, justify="right", no_wrap=True)
