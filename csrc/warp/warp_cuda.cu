@@ -83,12 +83,12 @@ Sizes check(const Tensor& tokens, const Tensor& source_points, const Tensor& ang
   STD_TORCH_CHECK(tokens.is_cuda(), "warp_tokens: tokens must be a CUDA tensor");
   STD_TORCH_CHECK(tokens.dim() == 3, "warp_tokens: tokens must be [B, prefix + H*W, C], got ",
                   tokens.dim(), " dimensions");
-  STD_TORCH_CHECK(height > 0 && width > 0 && height <= kMaxForwardQueries &&
-                      width <= kMaxForwardQueries && height * width <= kMaxForwardQueries,
-                  "warp_tokens: the map must have 1 to ", kMaxForwardQueries, " tokens, got ",
+  STD_TORCH_CHECK(height > 0 && width > 0 && height <= kMaxQueries &&
+                      width <= kMaxQueries && height * width <= kMaxQueries,
+                  "warp_tokens: the map must have 1 to ", kMaxQueries, " tokens, got ",
                   height, " x ", width);
-  STD_TORCH_CHECK(prefix >= 0 && prefix <= kMaxForwardQueries,
-                  "warp_tokens: prefix must be 0 to ", kMaxForwardQueries, ", got ", prefix);
+  STD_TORCH_CHECK(prefix >= 0 && prefix <= kMaxQueries,
+                  "warp_tokens: prefix must be 0 to ", kMaxQueries, ", got ", prefix);
   STD_TORCH_CHECK(tokens.size(1) == prefix + height * width, "warp_tokens: tokens must have ",
                   prefix + height * width, " rows (prefix ", prefix, " + ", height, " x ", width,
                   "), got ", tokens.size(1));
@@ -190,13 +190,8 @@ void backward(const Call& call, const Tensor& grad, const Tensor& grad_tokens,
   const Plan plan = plan_backward(call.queries(), call.sizes.channels, sizeof(T), vectors,
                                   call.sizes.batch, call.chip);
   check_blocks(plan, call.sizes.batch);
-  STD_TORCH_CHECK(plan.shared_bytes <= call.chip.shared_per_block,
-                  "warp_tokens: a map of ", call.queries(), " tokens needs ", plan.shared_bytes,
-                  " bytes of shared memory, this GPU has ", call.chip.shared_per_block,
-                  "; use implementation=\"triton\" or \"reference\"");
-  const std::int64_t blocks = static_cast<std::int64_t>(call.sizes.batch) * plan.groups;
-  const Tensor workspace =
-      empty_floats(call.source_points, {workspace_floats(blocks, call.sizes.points)});
+  const Tensor workspace = empty_floats(
+      call.source_points, {workspace_floats(plan, call.sizes.batch, call.sizes.points)});
   STD_CUDA_CHECK(launch_backward<T>(
       call.problem<T>(), plan, static_cast<const T*>(grad.const_data_ptr()),
       static_cast<T*>(grad_tokens.mutable_data_ptr()), grad_source_points.mutable_data_ptr<float>(),
@@ -240,9 +235,6 @@ std::tuple<Tensor, Tensor, Tensor> warp_tokens_backward_cuda(
     const Tensor& grad, const Tensor& tokens, const Tensor& source_points, const Tensor& angle,
     const Tensor& basis, std::int64_t height, std::int64_t width, double eta, std::int64_t prefix) {
   const Sizes sizes = check(tokens, source_points, angle, basis, height, width, prefix);
-  STD_TORCH_CHECK(height * width <= kMaxQueries, "warp_tokens: the backward pass takes maps of up to ",
-                  kMaxQueries, " tokens, got ", height, " x ", width,
-                  "; use implementation=\"triton\" or \"reference\"");
   STD_TORCH_CHECK(grad.scalar_type() == tokens.scalar_type() && grad.dim() == 3 &&
                       grad.size(0) == tokens.size(0) && grad.size(1) == tokens.size(1) &&
                       grad.size(2) == tokens.size(2) && grad.is_cuda() &&

@@ -27,7 +27,8 @@
 // A second kernel adds the rows in a fixed order. Values of a row, with Q = basis^T dG [K, 2]:
 // Q R(theta) for the source points (K pairs) and sum_k <Q_k, dR/dtheta s_k> for the angle.
 //
-// Maps too large for shared memory are read through the caches by the same code (kStaged = false).
+// Maps too large for shared memory are read through the caches by the same code (kStaged = false), and
+// where not even the lists fit, they lie in device memory, a stretch per block.
 // Channels that do not come in 16-byte vectors take one value per lane (kVector = 1).
 #pragma once
 
@@ -51,6 +52,8 @@ struct Problem {
   int height, width, prefix, channels, points;
   int lane_bits;  // 2^lane_bits lanes share a row of a tile
   int groups;     // blocks per sample
+  unsigned char* tables;  // table_bytes per block, or null: the tables are in shared memory
+  int table_bytes;
 
   GSALIGN_HOST_DEVICE int queries() const { return height * width; }
 };
@@ -137,7 +140,7 @@ GSALIGN_DEVICE void accumulate(float (&sum)[kVector], float weight, const T* sou
                                bool exists = true) {
   float values[kVector];
   load_values<T, kVector>(source, values, exists);
-#pragma unroll
+  GSALIGN_UNROLL
   for (int i = 0; i < kVector; ++i) {
     sum[i] += weight * values[i];
   }
@@ -148,7 +151,7 @@ GSALIGN_DEVICE float dot(const float (&a)[kVector], const T* source, bool exists
   float values[kVector];
   load_values<T, kVector>(source, values, exists);
   float sum = 0.0f;
-#pragma unroll
+  GSALIGN_UNROLL
   for (int i = 0; i < kVector; ++i) {
     sum += a[i] * values[i];
   }
@@ -218,7 +221,10 @@ warp_base_kernel(const float* basis, const float* source_points, float* base, in
 // The cell of a tap and whether its right and lower neighbours exist, in one word.
 constexpr unsigned kRight = 1u << 30;
 constexpr unsigned kDown = 1u << 31;
+constexpr unsigned kFreeX = 1u << 28;
+constexpr unsigned kFreeY = 1u << 29;
 constexpr unsigned kCellMask = kRight - 1;
+static_assert(kMaxQueries <= 1 << 28, "a query must leave its flags room");
 
 template <typename T, int kVector, bool kStaged>
 GSALIGN_KERNEL(kThreads)
@@ -312,18 +318,22 @@ warp_forward_kernel(Problem<T> problem, T* output) {
 
 // ---- backward --------------------------------------------------------------------------------------
 
-// A query, its cell, and four flags in one word: which neighbours exist, which axes are free.
-constexpr int kIndexBits = 12;
-constexpr unsigned kIndexMask = (1u << kIndexBits) - 1;
-constexpr unsigned kFreeX = 1u << 28;
-constexpr unsigned kFreeY = 1u << 29;
-static_assert(kMaxQueries <= 1 << kIndexBits, "query and cell must fit their bits");
+// A query with four flags (which neighbours of its cell exist, which axes are free), and its cell.
+struct alignas(8) Reader {
+  unsigned query_and_flags;
+  int cell;
+
+  GSALIGN_DEVICE int query() const {
+    return static_cast<int>(query_and_flags & (kFreeX - 1));
+  }
+  GSALIGN_DEVICE bool has(unsigned flag) const { return (query_and_flags & flag) != 0; }
+};
 
 // Fills the sorted tables. `cells` (aligned to 16) holds one int per query and may lie where the
-// caller's accumulators do; it is free again on return. Ends with a barrier.
+// caller's accumulators do. The caller's barrier must follow before tables or `cells` are touched.
 template <typename T>
 GSALIGN_DEVICE void sort_queries(const Problem<T>& problem, float cosine, float sine,
-                                 Pair* fractions, unsigned* packed, int* bounds, int* cells,
+                                 Pair* fractions, Reader* readers, int* bounds, int* cells,
                                  int* scratch) {
   const int queries = problem.queries();
   for (int i = thread_index(); i <= queries; i += block_size()) {
@@ -341,6 +351,9 @@ GSALIGN_DEVICE void sort_queries(const Problem<T>& problem, float cosine, float 
   exclusive_scan(bounds + 1, queries, scratch);
 
   for (int chunk = 0; chunk < queries; chunk += block_size()) {
+    if (chunk > 0) {
+      barrier();  // the places of the chunk before are counted
+    }
     const int q = chunk + thread_index();
     int place = 0;
     if (q < queries) {
@@ -361,11 +374,10 @@ GSALIGN_DEVICE void sort_queries(const Problem<T>& problem, float cosine, float 
       const int cell = cells[q];
       count_one(bounds + 1 + cell);
       fractions[place] = {tap.x.fraction, tap.y.fraction};
-      packed[place] = static_cast<unsigned>(q) | static_cast<unsigned>(cell) << kIndexBits |
-                      (tap.x.free ? kFreeX : 0u) | (tap.y.free ? kFreeY : 0u) |
-                      (tap.x.has_next ? kRight : 0u) | (tap.y.has_next ? kDown : 0u);
+      const unsigned flags = (tap.x.free ? kFreeX : 0u) | (tap.y.free ? kFreeY : 0u) |
+                             (tap.x.has_next ? kRight : 0u) | (tap.y.has_next ? kDown : 0u);
+      readers[place] = {static_cast<unsigned>(q) | flags, cell};
     }
-    barrier();
   }
 }
 
@@ -387,8 +399,11 @@ warp_backward_kernel(Problem<T> problem, const T* grad_output, T* grad_tokens, f
   const BackwardLayout layout =
       BackwardLayout::make(queries, tile_channels * static_cast<int>(sizeof(T)), kStaged);
   unsigned char* shared = shared_memory();
+  if (!kStaged && problem.tables != nullptr) {
+    shared = problem.tables + static_cast<std::int64_t>(block_index()) * problem.table_bytes;
+  }
   Pair* fractions = reinterpret_cast<Pair*>(shared);
-  unsigned* packed = reinterpret_cast<unsigned*>(shared + layout.packed);
+  Reader* readers = reinterpret_cast<Reader*>(shared + layout.readers);
   int* bounds = reinterpret_cast<int*>(shared + layout.bounds);
   Pair* gradient = reinterpret_cast<Pair*>(shared + layout.gradient);
   int* scratch = reinterpret_cast<int*>(shared + layout.scratch);
@@ -414,7 +429,7 @@ warp_backward_kernel(Problem<T> problem, const T* grad_output, T* grad_tokens, f
     copy_prefix<T, kVector>(target, gradient_source, problem.prefix, problem.channels,
                             problem.lane_bits, channels_left);
     if (first_tile) {  // while the copies are under way
-      sort_queries(problem, cosine, sine, fractions, packed, bounds,
+      sort_queries(problem, cosine, sine, fractions, readers, bounds,
                    reinterpret_cast<int*>(gradient), scratch);
     }
     wait_async_copies();
@@ -432,19 +447,17 @@ warp_backward_kernel(Problem<T> problem, const T* grad_output, T* grad_tokens, f
       const int i = round + thread_index();
       const int lane = i & (lanes - 1);
       const int offset = lane * kVector;
-      unsigned word = 0;
+      Reader reader{0u, 0};
       Point<float> sum{0.0f, 0.0f};
       if (i < work) {
         const int slot = i >> problem.lane_bits;
-        word = packed[slot];
+        reader = readers[slot];
         if (offset < channels_left) {
-          const int query = static_cast<int>(word & kIndexMask);
-          const int cell = static_cast<int>(word >> kIndexBits & kIndexMask);
-          const bool right = (word & kRight) != 0;
-          const bool down = (word & kDown) != 0;
+          const bool right = reader.has(kRight);
+          const bool down = reader.has(kDown);
           float dy[kVector];
-          load_values<T, kVector>(gradient_tile.row(query) + offset, dy);
-          const T* corner = token_tile.row(cell) + offset;
+          load_values<T, kVector>(gradient_tile.row(reader.query()) + offset, dy);
+          const T* corner = token_tile.row(reader.cell) + offset;
           const Pair fraction = fractions[slot];
           sum = position_gradient(
               fraction.x, fraction.y, dot<T, kVector>(dy, corner),
@@ -458,9 +471,9 @@ warp_backward_kernel(Problem<T> problem, const T* grad_output, T* grad_tokens, f
         sum.y += shuffle_xor(sum.y, mask);
       }
       if (i < work && lane == 0) {
-        const int query = static_cast<int>(word & kIndexMask);
-        const float x = (word & kFreeX) != 0 ? sum.x : 0.0f;
-        const float y = (word & kFreeY) != 0 ? sum.y : 0.0f;
+        const int query = reader.query();
+        const float x = reader.has(kFreeX) ? sum.x : 0.0f;
+        const float y = reader.has(kFreeY) ? sum.y : 0.0f;
         const Pair before = first_tile ? Pair{0.0f, 0.0f} : gradient[query];
         gradient[query] = {before.x + x, before.y + y};
       }
@@ -482,11 +495,10 @@ warp_backward_kernel(Problem<T> problem, const T* grad_output, T* grad_tokens, f
           const int end = bounds[cell + 1];
           for (int e = bounds[column > 0 ? cell - 1 : cell]; e < end; ++e) {
             const Pair fraction = fractions[e];
-            const int query = static_cast<int>(packed[e] & kIndexMask);
             const float along_x = e < middle ? fraction.x : 1.0f - fraction.x;
             const float along_y = up != 0 ? fraction.y : 1.0f - fraction.y;
             accumulate<T, kVector>(sum, problem.eta * along_x * along_y,
-                                   gradient_tile.row(query) + offset);
+                                   gradient_tile.row(readers[e].query()) + offset);
           }
         }
         store_values<T, kVector>(
@@ -595,9 +607,11 @@ warp_reduce_kernel(const float* point_sums, const float* angle_sums, float* grad
 
 // ---- launching: shared by the CUDA entry points and the host tests ----------------------------------
 
-// Floats of workspace of a backward launch: one row of partial sums per block.
-inline std::int64_t workspace_floats(std::int64_t blocks, int points) {
-  return blocks * (2 * static_cast<std::int64_t>(points) + 1);
+// Floats of workspace of a backward launch: per block its tables, where they are not in shared memory,
+// and one row of partial sums.
+inline std::int64_t workspace_floats(const Plan& plan, int batch, int points) {
+  const std::int64_t blocks = static_cast<std::int64_t>(batch) * plan.groups;
+  return blocks * (plan.table_bytes / 4 + 2 * static_cast<std::int64_t>(points) + 1);
 }
 
 // Calls `launch(lane values, staged)`, both as types, for a plan.
@@ -640,8 +654,8 @@ LaunchStatus launch_forward(Problem<T> problem, const Plan& plan, T* output, int
   });
 }
 
-// `workspace` has workspace_floats(batch * plan.groups, points) floats. With an empty batch or no
-// channels only the reduction runs, and writes zeros.
+// `workspace` has workspace_floats(plan, batch, points) floats, aligned to 16 bytes. With an empty
+// batch or no channels only the reduction runs, and writes zeros.
 template <typename T, typename Stream>
 LaunchStatus launch_backward(Problem<T> problem, const Plan& plan, const T* grad_output,
                              T* grad_tokens, float* grad_source_points, float* grad_angle,
@@ -651,7 +665,10 @@ LaunchStatus launch_backward(Problem<T> problem, const Plan& plan, const T* grad
   const std::int64_t blocks =
       problem.channels > 0 ? static_cast<std::int64_t>(batch) * plan.groups : 0;
   const int columns = 2 * problem.points;
-  float* angle_sums = workspace + blocks * columns;
+  float* point_sums = workspace + blocks * (plan.table_bytes / 4);
+  float* angle_sums = point_sums + blocks * columns;
+  problem.tables = plan.table_bytes > 0 ? reinterpret_cast<unsigned char*>(workspace) : nullptr;
+  problem.table_bytes = plan.table_bytes;
   if (blocks > 0) {
     const LaunchStatus status = for_plan<T>(plan, [&](auto lane_values, auto staged) {
       constexpr auto kernel = &warp_backward_kernel<T, lane_values(), staged()>;
@@ -660,7 +677,7 @@ LaunchStatus launch_backward(Problem<T> problem, const Plan& plan, const T* grad
         return allowed;
       }
       GSALIGN_LAUNCH(kernel, static_cast<int>(blocks), threads, plan.shared_bytes, stream, problem,
-                     grad_output, grad_tokens, workspace, angle_sums, blocks);
+                     grad_output, grad_tokens, point_sums, angle_sums, blocks);
       return launch_status();
     });
     if (status != kLaunched) {
@@ -668,7 +685,7 @@ LaunchStatus launch_backward(Problem<T> problem, const Plan& plan, const T* grad
     }
   }
   GSALIGN_LAUNCH(warp_reduce_kernel, columns + divide_up(batch, threads), threads,
-                 kWarpSize * static_cast<int>(sizeof(float)), stream, workspace, angle_sums,
+                 kWarpSize * static_cast<int>(sizeof(float)), stream, point_sums, angle_sums,
                  grad_source_points, grad_angle, columns, blocks, batch,
                  blocks > 0 ? plan.groups : 0);
   return launch_status();

@@ -11,8 +11,7 @@ namespace gsalign::warp {
 
 constexpr int kThreads = 256;
 constexpr int kForwardChunk = 256;           // queries whose taps the forward kernel holds at a time
-constexpr int kMaxForwardQueries = 1 << 24;  // cells are packed with two flags into 32 bits
-constexpr int kMaxQueries = 4096;            // backward packs a query and a cell in 12 bits each
+constexpr int kMaxQueries = 1 << 24;         // queries and cells are packed with flags into 32 bits
 constexpr int kInlinePoints = 16;            // above, A = M S is made once by its own kernel
 constexpr int kMaxSharedBytes = 112 * 1024;  // of a staged tile: leaves room for a second block
 
@@ -33,18 +32,18 @@ struct ForwardLayout {
   }
 };
 
-// Backward: fractions and packed indices in sorted order, the bounds of the cells, the gradient by
+// Backward: fractions and indices in sorted order, the bounds of the cells, the gradient by
 // position per query (where the cells lie before they are sorted), scratch of the scan, two tiles.
 // The sums over slices reuse the tables once the tiles are done.
 struct BackwardLayout {
-  int packed, bounds, gradient, scratch, tokens, gradients, total;
+  int readers, bounds, gradient, scratch, tokens, gradients, total;
 
   GSALIGN_HOST_DEVICE static BackwardLayout make(int queries, int row_bytes, bool staged) {
     BackwardLayout layout{};
     const int tile = staged ? queries * row_bytes : 0;
     const int slices = 2 * kThreads * 4;
-    layout.packed = round_up_16(queries * 8);
-    layout.bounds = layout.packed + round_up_16(queries * 4);
+    layout.readers = round_up_16(queries * 8);
+    layout.bounds = layout.readers + round_up_16(queries * 8);
     layout.gradient = layout.bounds + round_up_16((queries + 1) * 4);
     layout.gradient = layout.gradient < slices ? slices : layout.gradient;
     layout.scratch = layout.gradient + round_up_16(queries * 8);
@@ -68,6 +67,7 @@ struct Plan {
   int lane_bits;     // 2^lane_bits lanes share a row of a tile
   int groups;        // blocks per sample
   int shared_bytes;  // dynamic shared memory
+  int table_bytes;   // per block in device memory, where shared memory cannot hold the tables
 };
 
 template <typename Layout>
@@ -82,7 +82,7 @@ inline Plan make_plan(int queries, int channels, int value_bytes, bool vectors, 
   };
   const auto tiles = [&](int lane_bits) { return divide_up(channels, lane_values << lane_bits); };
 
-  Plan plan{vectors, false, vectors ? 3 : 5, 1, 0};
+  Plan plan{vectors, false, vectors ? 3 : 5, 1, 0, 0};
   if (vectors) {
     // Rows of 128 bytes read shared memory without conflicts; 64 are better than no staging.
     plan.staged = fits(3) || fits(2);
@@ -96,6 +96,10 @@ inline Plan make_plan(int queries, int channels, int value_bytes, bool vectors, 
   }
   plan.shared_bytes =
       Layout::make(queries, (lane_values << plan.lane_bits) * value_bytes, plan.staged).total;
+  if (plan.shared_bytes > chip.shared_per_block) {  // a large map, not staged
+    plan.table_bytes = plan.shared_bytes;
+    plan.shared_bytes = 0;
+  }
 
   int resident = chip.shared_per_multiprocessor / (plan.shared_bytes + 1024);
   resident = resident < 1 ? 1 : resident;

@@ -1,0 +1,220 @@
+// Stands in for the CUDA definitions of csrc/common/launch.h: kernels run with host threads.
+//
+// Each thread runs its part of every block, and only the kernel's own barriers hold the threads
+// together, so that ThreadSanitizer sees a missing barrier, or two blocks that write one place, as the
+// race it is. The block's shared memory is a heap block of exactly the size
+// the launch asked for, so that AddressSanitizer sees a step past its end; it starts out poisoned.
+// Two faults can be asked for, to show that the sanitizers do find them: the n-th barrier of every
+// block left out, and less shared memory than asked for.
+#pragma once
+
+#include <barrier>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#define GSALIGN_DEVICE inline
+#define GSALIGN_UNROLL
+#define GSALIGN_KERNEL(max_threads) static void
+
+#define GSALIGN_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...)  \
+  (static_cast<void>(stream),                                               \
+   gsalign::host::run_grid(blocks, threads, shared_bytes, [&] { kernel(__VA_ARGS__); }))
+
+namespace gsalign {
+
+using LaunchStatus = int;
+constexpr LaunchStatus kLaunched = 0;
+inline LaunchStatus launch_status() { return kLaunched; }
+
+template <auto kKernel>
+inline LaunchStatus allow_shared_memory(int, int) {
+  return kLaunched;
+}
+
+namespace host {
+
+struct Faults {
+  int skipped_barrier = -1;  // which barrier call of every thread does nothing
+  int missing_shared = 0;    // bytes of shared memory withheld
+};
+inline Faults faults;
+
+struct WarpState {
+  WarpState() : meeting(kWarpSize) {}
+  std::barrier<> meeting;
+  std::uint32_t slots[kWarpSize] = {};
+};
+
+struct BlockState {
+  BlockState(int threads, int shared_bytes)
+      : meeting(threads), shared_bytes(shared_bytes), warps(threads / kWarpSize) {
+    const std::size_t room = shared_bytes > 0 ? shared_bytes : 1;
+    // malloc aligns to 16, as shared memory is; aligned_alloc would round the size up.
+    shared = static_cast<unsigned char*>(std::malloc(room));
+    std::memset(shared, 0xff, room);
+  }
+  ~BlockState() { std::free(shared); }
+  BlockState(const BlockState&) = delete;
+
+  std::barrier<> meeting;
+  int shared_bytes;
+  unsigned char* shared;
+  std::vector<WarpState> warps;
+};
+
+struct ThreadState {
+  int thread = 0, threads = 0, block = 0, barriers = 0;
+  BlockState* state = nullptr;
+};
+inline thread_local ThreadState self;
+
+template <typename Body>
+void run_grid(int blocks, int threads, int shared_bytes, Body body) {
+  if (blocks < 1 || threads % kWarpSize != 0 || threads < kWarpSize) {
+    std::fprintf(stderr, "invalid launch: %d blocks of %d threads\n", blocks, threads);
+    std::abort();
+  }
+  const int given = shared_bytes > faults.missing_shared ? shared_bytes - faults.missing_shared : 0;
+  std::vector<std::unique_ptr<BlockState>> states;
+  for (int block = 0; block < blocks; ++block) {
+    states.push_back(std::make_unique<BlockState>(threads, given));
+  }
+  std::vector<std::thread> pool;
+  for (int thread = 0; thread < threads; ++thread) {
+    pool.emplace_back([&, thread] {
+      for (int block = 0; block < blocks; ++block) {
+        self = ThreadState{thread, threads, block, 0, states[block].get()};
+        body();  // no meeting between blocks: they must not depend on each other
+      }
+    });
+  }
+  for (std::thread& thread : pool) {
+    thread.join();
+  }
+}
+
+// The 32 lanes hand their values to each other; all of them must come.
+inline std::uint32_t exchange(std::uint32_t bits, int source_lane) {
+  WarpState& warp = self.state->warps[self.thread / kWarpSize];
+  warp.slots[self.thread % kWarpSize] = bits;
+  warp.meeting.arrive_and_wait();
+  const std::uint32_t result = warp.slots[source_lane];
+  warp.meeting.arrive_and_wait();
+  return result;
+}
+
+template <typename To, typename From>
+To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+inline void require_aligned(const void* pointer, std::uintptr_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(pointer) % bytes != 0) {
+    std::fprintf(stderr, "misaligned access of %d bytes\n", static_cast<int>(bytes));
+    std::abort();
+  }
+}
+
+}  // namespace host
+
+inline int thread_index() { return host::self.thread; }
+inline int block_size() { return host::self.threads; }
+inline int block_index() { return host::self.block; }
+inline unsigned char* shared_memory() { return host::self.state->shared; }
+
+inline void barrier() {
+  if (host::self.barriers++ != host::faults.skipped_barrier) {
+    host::self.state->meeting.arrive_and_wait();
+  }
+}
+
+inline float shuffle_xor(float value, int mask) {
+  return host::bits_as<float>(host::exchange(host::bits_as<std::uint32_t>(value),
+                                             (host::self.thread % kWarpSize) ^ mask));
+}
+inline int shuffle_up(int value, int distance) {
+  const int lane = host::self.thread % kWarpSize;
+  return host::bits_as<int>(host::exchange(host::bits_as<std::uint32_t>(value),
+                                           lane >= distance ? lane - distance : lane));
+}
+
+inline void count_one(int* counter) { __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
+
+inline void sine_cosine(float angle, float* sine, float* cosine) {
+  *sine = std::sin(angle);
+  *cosine = std::cos(angle);
+}
+
+inline void copy_async_16(void* shared_target, const void* global_source) {
+  host::require_aligned(shared_target, 16);
+  host::require_aligned(global_source, 16);
+  std::memcpy(shared_target, global_source, 16);
+}
+inline void wait_async_copies() {}
+
+inline float to_float(float value) { return value; }
+inline float to_float(BFloat16 value) {
+  return host::bits_as<float>(static_cast<std::uint32_t>(value.bits) << 16);
+}
+inline float to_float(Half value) {
+  _Float16 half;
+  std::memcpy(&half, &value.bits, 2);
+  return static_cast<float>(half);
+}
+
+template <typename T>
+T from_float(float value);
+template <>
+inline float from_float<float>(float value) {
+  return value;
+}
+template <>
+inline BFloat16 from_float<BFloat16>(float value) {
+  const std::uint32_t bits = host::bits_as<std::uint32_t>(value);
+  if (value != value) {
+    return {0x7fff};
+  }
+  return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest even
+}
+template <>
+inline Half from_float<Half>(float value) {
+  const _Float16 half = static_cast<_Float16>(value);
+  Half result;
+  std::memcpy(&result.bits, &half, 2);
+  return result;
+}
+
+inline Int4 load_four(const int* source) {
+  host::require_aligned(source, 16);
+  return {source[0], source[1], source[2], source[3]};
+}
+
+template <typename T, int N>
+void load_values(const T* source, float (&values)[N], bool exists = true) {
+  if (exists && N > 1) {
+    host::require_aligned(source, 16);
+  }
+  for (int i = 0; i < N; ++i) {
+    values[i] = exists ? to_float(source[i]) : 0.0f;
+  }
+}
+template <typename T, int N>
+void store_values(T* target, const float (&values)[N]) {
+  if (N > 1) {
+    host::require_aligned(target, 16);
+  }
+  for (int i = 0; i < N; ++i) {
+    target[i] = from_float<T>(values[i]);
+  }
+}
+
+}  // namespace gsalign

@@ -1,0 +1,200 @@
+// Runs the CUDA kernels of the token warp on the host, on cases read from a file.
+//
+//   warp_driver CASES RESULTS [--skip-barrier N] [--missing-shared BYTES]
+//
+// CASES is a sequence of records: 14 int32 (type 0 float32, 1 float16, 2 bfloat16; batch, height,
+// width, prefix, channels, points, threads, 16-byte vectors allowed, shared memory per block, per
+// multiprocessor, multiprocessors, which passes: 1 forward, 2 backward, 3 both; repeats), eta as
+// float32, then float32 tokens, gradient, source points, angles, basis. RESULTS gets per record the
+// plans of both passes as 12 int32 and the float32 outputs: tokens, and the three gradients. Every
+// pass runs `repeats` times into poisoned memory; a run that differs from the first by one bit ends
+// the program with 3.
+#define GSALIGN_HOST_LAUNCH "host_launch.h"
+#include "../../csrc/warp/warp_kernels.cuh"
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace gsalign;
+using namespace gsalign::warp;
+
+struct Header {
+  std::int32_t type, batch, height, width, prefix, channels, points, threads, vectors;
+  std::int32_t shared_per_block, shared_per_multiprocessor, multiprocessors, passes, repeats;
+};
+
+std::FILE* open_file(const char* path, const char* mode) {
+  std::FILE* file = std::fopen(path, mode);
+  if (file == nullptr) {
+    std::fprintf(stderr, "cannot open %s\n", path);
+    std::exit(2);
+  }
+  return file;
+}
+
+template <typename V>
+void read(std::FILE* file, V* values, std::size_t count) {
+  if (count > 0 && std::fread(values, sizeof(V), count, file) != count) {
+    std::fprintf(stderr, "the case file ends too early\n");
+    std::exit(2);
+  }
+}
+
+std::vector<float> read_floats(std::FILE* file, std::size_t count) {
+  std::vector<float> values(count);
+  read(file, values.data(), count);
+  return values;
+}
+
+template <typename V>
+void write(std::FILE* file, const V* values, std::size_t count) {
+  if (count > 0 && std::fwrite(values, sizeof(V), count, file) != count) {
+    std::fprintf(stderr, "cannot write the results\n");
+    std::exit(2);
+  }
+}
+
+template <typename T>
+std::vector<T> narrow(const std::vector<float>& values) {
+  std::vector<T> result(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    result[i] = from_float<T>(values[i]);
+  }
+  return result;
+}
+
+template <typename T>
+void write_widened(std::FILE* file, const std::vector<T>& values) {
+  std::vector<float> result(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    result[i] = to_float(values[i]);
+  }
+  write(file, result.data(), result.size());
+}
+
+// Memory that nothing has written yet, recognisable: every bit set, which is a NaN in every type.
+template <typename T>
+std::vector<T> poisoned(std::size_t count) {
+  std::vector<T> values(count);
+  if (count > 0) {
+    std::memset(static_cast<void*>(values.data()), 0xff, count * sizeof(T));
+  }
+  return values;
+}
+
+template <typename T>
+void keep_first(std::vector<T>& first, std::vector<T> now, bool is_first) {
+  if (is_first) {
+    first = std::move(now);
+  } else if (!now.empty() && std::memcmp(first.data(), now.data(), now.size() * sizeof(T)) != 0) {
+    std::fprintf(stderr, "two runs differ\n");
+    std::exit(3);
+  }
+}
+
+template <typename T>
+void run_case(std::FILE* cases, std::FILE* results, const Header& h) {
+  const std::size_t map = static_cast<std::size_t>(h.height) * h.width;
+  const std::size_t values = h.batch * (h.prefix + map) * h.channels;
+  float eta = 0.0f;
+  read(cases, &eta, 1);
+  const std::vector<T> tokens = narrow<T>(read_floats(cases, values));
+  const std::vector<T> gradient = narrow<T>(read_floats(cases, values));
+  const std::vector<float> points = read_floats(cases, 2 * h.points);
+  const std::vector<float> angle = read_floats(cases, h.batch);
+  const std::vector<float> basis = read_floats(cases, map * h.points);
+  const Chip chip{h.multiprocessors, h.shared_per_block, h.shared_per_multiprocessor};
+  const int queries = static_cast<int>(map);
+  const void* stream = nullptr;
+
+  Problem<T> problem{};
+  problem.tokens = tokens.data();
+  problem.source_points = points.data();
+  problem.angle = angle.data();
+  problem.basis = basis.data();
+  problem.eta = eta;
+  problem.height = h.height;
+  problem.width = h.width;
+  problem.prefix = h.prefix;
+  problem.channels = h.channels;
+  problem.points = h.points;
+  std::vector<float> base;
+  if (h.points > kInlinePoints) {
+    base = poisoned<float>(2 * map);
+    launch_base(basis.data(), points.data(), base.data(), queries, h.points, h.threads, stream);
+    problem.base = base.data();
+  }
+  const bool vectors = h.vectors != 0 && h.channels * sizeof(T) % 16 == 0;
+  const Plan forward = plan_forward(queries, h.channels, sizeof(T), vectors, h.batch, chip);
+  const Plan backward = plan_backward(queries, h.channels, sizeof(T), vectors, h.batch, chip);
+  for (const Plan& plan : {forward, backward}) {
+    const std::int32_t told[6] = {plan.vectors, plan.staged,       plan.lane_bits,
+                                  plan.groups,  plan.shared_bytes, plan.table_bytes};
+    write(results, told, 6);
+  }
+
+  const bool empty = h.batch == 0 || h.channels == 0;
+  std::vector<T> output, grad_tokens;
+  std::vector<float> grad_points, grad_angle;
+  for (int repeat = 0; repeat < h.repeats; ++repeat) {
+    if ((h.passes & 1) != 0) {
+      std::vector<T> now = poisoned<T>(values);
+      if (!empty) {
+        launch_forward<T>(problem, forward, now.data(), h.batch, h.threads, 0, stream);
+      }
+      keep_first(output, std::move(now), repeat == 0);
+    }
+    if ((h.passes & 2) != 0) {
+      std::vector<T> tokens_now = poisoned<T>(values);
+      std::vector<float> points_now = poisoned<float>(2 * h.points);
+      std::vector<float> angle_now = poisoned<float>(h.batch);
+      std::vector<float> workspace =
+          poisoned<float>(workspace_floats(backward, h.batch, h.points));
+      launch_backward<T>(problem, backward, gradient.data(), tokens_now.data(), points_now.data(),
+                         angle_now.data(), workspace.data(), h.batch, h.threads, 0, stream);
+      keep_first(grad_tokens, std::move(tokens_now), repeat == 0);
+      keep_first(grad_points, std::move(points_now), repeat == 0);
+      keep_first(grad_angle, std::move(angle_now), repeat == 0);
+    }
+  }
+  write_widened(results, output);
+  write_widened(results, grad_tokens);
+  write(results, grad_points.data(), grad_points.size());
+  write(results, grad_angle.data(), grad_angle.size());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 3) {
+    std::fprintf(stderr, "usage: warp_driver CASES RESULTS [--skip-barrier N] "
+                         "[--missing-shared BYTES]\n");
+    return 2;
+  }
+  for (int i = 3; i + 1 < argc; i += 2) {
+    const std::string option = argv[i];
+    (option == "--skip-barrier" ? gsalign::host::faults.skipped_barrier
+                                : gsalign::host::faults.missing_shared) = std::atoi(argv[i + 1]);
+  }
+  std::FILE* cases = open_file(argv[1], "rb");
+  std::FILE* results = open_file(argv[2], "wb");
+  Header header{};
+  while (std::fread(&header, sizeof(header), 1, cases) == 1) {
+    switch (header.type) {
+      case 0:
+        run_case<float>(cases, results, header);
+        break;
+      case 1:
+        run_case<gsalign::Half>(cases, results, header);
+        break;
+      default:
+        run_case<gsalign::BFloat16>(cases, results, header);
+    }
+  }
+  std::fclose(cases);
+  std::fclose(results);
+  return 0;
+}
