@@ -44,10 +44,14 @@ class DamConfig(_Section):
 
     Attributes:
         enabled: whether the mask generator and its loss exist.
+        parts: 1 describes an image by the mean of its patches, as the published code does. More
+            than 1 is an extension beyond it: that many spatial part masks are learned, and every
+            part of an identity has a prototype of its own, weighted by how visible the part is.
         entropy_weight: weight of the entropy term inside the mask loss.
     """
 
     enabled: bool = True
+    parts: Positive = 1
     entropy_weight: Weight = 0.1
 
 

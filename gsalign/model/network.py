@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gsalign.model import losses
 from gsalign.model.config import ModelConfig
-from gsalign.model.dam import DAM
+from gsalign.model.dam import DAM, patch_mean
 from gsalign.model.heads import ClassifierHead
 from gsalign.model.precision import promote, without_autocast
 from gsalign.model.vit import Backbone
@@ -90,7 +90,7 @@ class GSAlign(nn.Module):
             global_feature=global_feature,
             view_feature=view_feature,
             feature=global_feature - view_feature,
-            patch_mean=self.backbone.patch_mean(patches),
+            patch_mean=patch_mean(patches),
             angles=angles,
         )
 
@@ -156,11 +156,9 @@ class GSAlign(nn.Module):
         view_logits = self.view_head(view_feature)
 
         weights = self.config.losses
+        # Outside the switch below: the part masks' matrix product is the backbone's kind of work.
+        mask = feature.new_zeros(()) if self.dam is None else self.dam(patches, identities)
         with without_autocast(images):
-            if self.dam is None:
-                mask = feature.new_zeros(())
-            else:
-                mask = self.dam(self.backbone.patch_mean(patches), identities)
             return {
                 "identity": weights.identity * losses.classification(identity_logits, identities),
                 "triplet": weights.triplet * losses.batch_hard_triplet(feature, identities),

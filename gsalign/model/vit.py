@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import gsalign_kernels
 from gsalign.model.config import ModelConfig
 from gsalign.model.ltps import LTPS, PREFIX
 
@@ -77,8 +76,6 @@ class Backbone(nn.Module):
         config: sizes of the network.
     """
 
-    everywhere: Tensor
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         vit = timm.models.vision_transformer.VisionTransformer(
@@ -115,17 +112,10 @@ class Backbone(nn.Module):
                 for layer in config.ltps_layers
             }
         )
-        everywhere = torch.ones(1, rows * columns)
-        self.register_buffer("everywhere", everywhere, persistent=False)
 
     def patches(self, images: Tensor) -> Tensor:
         """Raw patch embeddings, before the position embedding: ``[B, 3, H, W] -> [B, N, C]``."""
         return self.patch_embed(images)
-
-    def patch_mean(self, patches: Tensor) -> Tensor:
-        """Mean over the map: ``[B, N, C] -> [B, C]``."""
-        pooled, _ = gsalign_kernels.masked_part_pool(patches, self.everywhere, mode="mean")
-        return pooled.squeeze(1)
 
     def forward(
         self, patches: Tensor, *, all_tokens: bool = False, stochastic: bool = True

@@ -245,6 +245,7 @@ def test_points_off_the_square_grid(published):
         load(published)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x04garbage"])
 def test_damaged_files(tmp_path, content):
     for name in ("broken.pth", "broken.safetensors"):
