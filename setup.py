@@ -92,7 +92,7 @@ def plan_cxx() -> Module:
 
 
 def find_nvcc(cpp_extension) -> str | None:
-    """nvcc under the CUDA home that PyTorch's build tools use, or on the PATH."""
+    """Nvcc under the CUDA home that PyTorch's build tools use, or on the PATH."""
     if cpp_extension.CUDA_HOME:
         candidate = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
         if candidate.exists():
@@ -101,7 +101,7 @@ def find_nvcc(cpp_extension) -> str | None:
 
 
 def cuda_targets(nvcc: str) -> list[str]:
-    """``TORCH_CUDA_ARCH_LIST`` as it stands, or the defaults this nvcc knows, PTX for the newest."""
+    """``TORCH_CUDA_ARCH_LIST``, or the defaults that this nvcc knows, with PTX for the newest."""
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if asked:
         return [target for target in re.split(r"[;\s]+", asked) if target]
@@ -242,7 +242,10 @@ class BuildExt(BUILD_EXT):
 
     def get_outputs(self) -> list[str]:
         """The report is an output too, so that an uninstall removes it."""
-        return [*super().get_outputs(), os.path.join(self.build_lib, "gsalign_kernels", REPORT_NAME)]
+        return [
+            *super().get_outputs(),
+            os.path.join(self.build_lib, "gsalign_kernels", REPORT_NAME),
+        ]
 
 
 class BuildPy(PlainBuildPy):

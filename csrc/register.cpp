@@ -1,10 +1,11 @@
 // Every operator schema, in one list. Kernels are registered beside their code: CPU kernels at the
-// end of <family>_cpu.cpp, CUDA kernels at the end of <family>_cuda.cu. Fakes, autograd formulas and
-// autocast rules are registered from Python, in gsalign_kernels/<family>.py.
+// end of <family>_cpu.cpp, CUDA kernels at the end of <family>_cuda.cu. Fakes, autograd formulas
+// and autocast rules are registered from Python, in gsalign_kernels/<family>.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(gsalign, m) {
-  // Thin-plate splines. `factors` and `pivots` are the LU factorisation, kept for the backward pass.
+  // Thin-plate splines. `factors` and `pivots` are the LU factorisation, kept for the backward
+  // pass.
   m.def(
       "tps_solve(Tensor control_points, Tensor values, float regularization)"
       " -> (Tensor coefficients, Tensor factors, Tensor pivots)");

@@ -138,7 +138,7 @@ def device_of(implementation: str) -> str:
 
 
 def reason_here(operator: str, implementation: str) -> str | None:
-    """Why no tensor on this machine can be served, e.g. because it has no GPU; None when some can."""
+    """Why no tensor on this machine can be served, as for want of a GPU; None when some can."""
     reason = reason_against(operator, implementation, device_of(implementation))
     if reason is not None and "these are on" in reason:
         return "no CUDA device is visible"

@@ -28,9 +28,7 @@ def operator(name: str, implementation: str) -> Any:
 def namespaces_with(name: str) -> list[str]:
     """The namespaces in which an operator of this name exists in this process."""
     return [
-        namespace
-        for namespace in (NATIVE, TRITON)
-        if hasattr(getattr(torch.ops, namespace), name)
+        namespace for namespace in (NATIVE, TRITON) if hasattr(getattr(torch.ops, namespace), name)
     ]
 
 

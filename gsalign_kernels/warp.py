@@ -145,7 +145,9 @@ def warp_image(
     dtype = checks.coordinates_dtype(image)
     control_points = control_points.to(dtype)
     coefficients = tps_solve(
-        control_points, values.to(dtype), implementation="reference" if chosen == "reference" else None
+        control_points,
+        values.to(dtype),
+        implementation="reference" if chosen == "reference" else None,
     )
     if chosen == "reference":
         return reference.warp_image(

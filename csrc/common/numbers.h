@@ -32,8 +32,12 @@ GSALIGN_INLINE To bit_cast(From value) {
 template <typename T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-GSALIGN_INLINE float load(float value) { return value; }
-GSALIGN_INLINE double load(double value) { return value; }
+GSALIGN_INLINE float load(float value) {
+  return value;
+}
+GSALIGN_INLINE double load(double value) {
+  return value;
+}
 
 GSALIGN_INLINE float load(BFloat16 value) {
   return bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);

@@ -52,7 +52,9 @@ inline ScalarType compute_type(ScalarType features) {
   return features == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline Tensor as_contiguous(const Tensor& tensor) { return torch::stable::contiguous(tensor); }
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return torch::stable::contiguous(tensor);
+}
 
 // An uninitialised contiguous tensor on the device of `like`.
 inline Tensor empty(

@@ -68,8 +68,7 @@ bool factorize(double* matrix, std::int64_t order, std::int32_t* pivots) {
     }
     pivots[step] = static_cast<std::int32_t>(best);
     if (best != step) {
-      std::swap_ranges(
-          matrix + step * order, matrix + (step + 1) * order, matrix + best * order);
+      std::swap_ranges(matrix + step * order, matrix + (step + 1) * order, matrix + best * order);
     }
     const double pivot = matrix[step * order + step];
     if (std::fabs(pivot) <= vanishing) {
@@ -178,8 +177,7 @@ std::tuple<Tensor, Tensor> tps_solve_backward(
       substitute(
           data<double>(lu) + b * order * order, data<std::int32_t>(rows) + b * order, order,
           columns, z.data());
-      std::copy_n(
-          z.begin(), count * columns, mutable_data<R>(grad_values) + b * count * columns);
+      std::copy_n(z.begin(), count * columns, mutable_data<R>(grad_values) + b * count * columns);
       const R* w = data<R>(solution) + b * order * columns;
       const auto grad_matrix = [&](std::int64_t i, std::int64_t j) {
         double sum = 0.0;
@@ -390,8 +388,8 @@ std::tuple<Tensor, Tensor> tps_grid_backward(
   check_type("grad", gradient, splines.coefficients.scalar_type());
   const std::int64_t height = gradient.size(1), width = gradient.size(2);
   check_map(height, width);
-  const Tensor grad_coefficients = empty(
-      gradient, {splines.batch, splines.points + 3, splines.columns}, gradient.scalar_type());
+  const Tensor grad_coefficients =
+      empty(gradient, {splines.batch, splines.points + 3, splines.columns}, gradient.scalar_type());
   const Tensor grad_control =
       empty(gradient, {splines.batch, splines.points, 2}, gradient.scalar_type());
   dispatch_coordinates("coefficients", gradient.scalar_type(), [&](auto kind) {

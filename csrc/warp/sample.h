@@ -60,8 +60,8 @@ GSALIGN_HOST_DEVICE Position<R> reflect(Position<R> p, std::int64_t size, bool a
   return even ? Position<R>{extra + low, slope} : Position<R>{span - extra + low, -slope};
 }
 
-// One axis of a tap: pixels `cell` and `cell + 1` with weights 1 - fraction and fraction; only those
-// said to be inside may be read.
+// One axis of a tap: pixels `cell` and `cell + 1` with weights 1 - fraction and fraction; only
+// those said to be inside may be read.
 template <typename R>
 struct SampleAxis {
   std::int64_t cell;
@@ -94,7 +94,7 @@ GSALIGN_HOST_DEVICE SampleAxis<R> sample_axis(
   const R floor = std::floor(p.value);
   const std::int64_t cell = static_cast<std::int64_t>(floor);
   return {
-      cell,  p.value - floor, p.slope, cell >= 0 && cell < size, cell + 1 >= 0 && cell + 1 < size,
+      cell, p.value - floor, p.slope, cell >= 0 && cell < size, cell + 1 >= 0 && cell + 1 < size,
       false};
 }
 

@@ -14,7 +14,7 @@
 namespace gsalign::warp {
 namespace {
 
-constexpr std::int64_t kQueryBlock = 32;  // output tokens per unit of forward work
+constexpr std::int64_t kQueryBlock = 32;   // output tokens per unit of forward work
 constexpr std::int64_t kRegisterRow = 64;  // channels whose sums stay in registers
 
 // out[c] = x[c] + sum_i weight[i] * tap[i][c]
@@ -36,8 +36,7 @@ GSALIGN_CLONES static void blend_row(
 template <typename T>
 GSALIGN_CLONES static void gather_row(
     T* __restrict out, const T* base, const T* source, std::int64_t stride,
-    const std::int32_t* rows, const Compute<T>* weights, std::int64_t entries,
-    std::int64_t count) {
+    const std::int32_t* rows, const Compute<T>* weights, std::int64_t entries, std::int64_t count) {
   for (std::int64_t begin = 0; begin < count; begin += kRegisterRow) {
     Compute<T> sum[kRegisterRow];
     const std::int64_t length = std::min(kRegisterRow, count - begin);
@@ -123,9 +122,8 @@ Shape checked_shape(
   check_type("source_points", source_points, type);
   check_type("angle", angle, type);
   check_type("basis", basis, type);
-  return {tokens.size(0), tokens.size(2), prefix,
-          points,         queries,        static_cast<int>(height),
-          static_cast<int>(width), eta};
+  return {tokens.size(0),           tokens.size(2),          prefix, points, queries,
+          static_cast<int>(height), static_cast<int>(width), eta};
 }
 
 // A = M S, the points read before rotation; the same for every sample.
@@ -150,7 +148,9 @@ struct Tap {
         x(clamp_axis(rotated.x, shape.width)),
         y(clamp_axis(rotated.y, shape.height)) {}
 
-  std::int64_t cell(const Shape& shape) const { return std::int64_t(y.cell) * shape.width + x.cell; }
+  std::int64_t cell(const Shape& shape) const {
+    return std::int64_t(y.cell) * shape.width + x.cell;
+  }
 
   void weights(R out[4]) const {
     out[0] = (R(1) - y.fraction) * (R(1) - x.fraction);
@@ -161,8 +161,9 @@ struct Tap {
 
   // Rows of the four tokens read, first index y, second x; `nothing` stands in for those outside.
   template <typename T>
-  void rows(const T* map, std::int64_t stride, const T* nothing, const Shape& shape,
-            const T* out[4]) const {
+  void rows(
+      const T* map, std::int64_t stride, const T* nothing, const Shape& shape,
+      const T* out[4]) const {
     const T* first = map + cell(shape) * stride;
     const T* below = first + shape.width * stride;
     out[0] = first;
@@ -292,8 +293,8 @@ void backward_chunk(
     R dots[4];
     tap.rows(tokens, shape.channels, nothing, shape, read);
     four_dots(gradient + q * shape.channels, read, count, dots);
-    Point<R> g = position_gradient(
-        tap.x.fraction, tap.y.fraction, dots[0], dots[1], dots[2], dots[3]);
+    Point<R> g =
+        position_gradient(tap.x.fraction, tap.y.fraction, dots[0], dots[1], dots[2], dots[3]);
     g.x = tap.x.free ? g.x * scale_x : R(0);
     g.y = tap.y.free ? g.y * scale_y : R(0);
     partial[2 * shape.points] += angle_gradient(g, tap.rotated);
@@ -352,8 +353,7 @@ Tensor warp_tokens(
       checked_shape(tokens, source_points, angle, basis, height, width, eta, prefix);
   const Tensor in = as_contiguous(tokens), points = as_contiguous(source_points),
                angles = as_contiguous(angle), matrix = as_contiguous(basis);
-  const Tensor out =
-      empty(in, {shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
+  const Tensor out = empty(in, {shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
   dispatch_features("tokens", in.scalar_type(), [&](auto kind) {
     using T = decltype(kind);
     using R = Compute<T>;
@@ -366,8 +366,7 @@ Tensor warp_tokens(
 
 std::tuple<Tensor, Tensor, Tensor> warp_tokens_backward(
     const Tensor& grad, const Tensor& tokens, const Tensor& source_points, const Tensor& angle,
-    const Tensor& basis, std::int64_t height, std::int64_t width, double eta,
-    std::int64_t prefix) {
+    const Tensor& basis, std::int64_t height, std::int64_t width, double eta, std::int64_t prefix) {
   const Shape shape =
       checked_shape(tokens, source_points, angle, basis, height, width, eta, prefix);
   check_shape("grad", grad, {shape.batch, shape.tokens(), shape.channels});
@@ -384,9 +383,9 @@ std::tuple<Tensor, Tensor, Tensor> warp_tokens_backward(
     using T = decltype(kind);
     using R = Compute<T>;
     backward<T>(
-        shape, data<T>(gradient), data<T>(in), base_map<R>(shape, matrix, points),
-        data<R>(matrix), data<R>(angles), mutable_data<T>(grad_tokens),
-        mutable_data<R>(grad_points), mutable_data<R>(grad_angle));
+        shape, data<T>(gradient), data<T>(in), base_map<R>(shape, matrix, points), data<R>(matrix),
+        data<R>(angles), mutable_data<T>(grad_tokens), mutable_data<R>(grad_points),
+        mutable_data<R>(grad_angle));
   });
   return {grad_tokens, grad_points, grad_angle};
 }

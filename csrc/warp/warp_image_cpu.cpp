@@ -1,5 +1,5 @@
-// Image warp on the CPU: the spline is evaluated and sampled block by block of output pixels; neither
-// the grid nor a pixels x control points matrix is ever stored.
+// Image warp on the CPU: the spline is evaluated and sampled block by block of output pixels;
+// neither the grid nor a pixels x control points matrix is ever stored.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -115,22 +115,28 @@ Arguments checked_arguments(
     bool align_corners) {
   check_shape("image", image, {-1, -1, -1, -1});
   STD_TORCH_CHECK(
-      image.size(2) >= 1 && image.size(3) >= 1, "image: has no pixels, shape ",
-      shape_text(image));
+      image.size(2) >= 1 && image.size(3) >= 1, "image: has no pixels, shape ", shape_text(image));
   STD_TORCH_CHECK(
       height >= 1 && width >= 1, "size: wanted positive lengths, got ", height, " x ", width);
   STD_TORCH_CHECK(mode == 0 || mode == 1, "mode: wanted 0 or 1, got ", mode);
   STD_TORCH_CHECK(
-      padding_mode >= 0 && padding_mode <= 2, "padding_mode: wanted 0, 1 or 2, got ",
-      padding_mode);
+      padding_mode >= 0 && padding_mode <= 2, "padding_mode: wanted 0, 1 or 2, got ", padding_mode);
   const std::int64_t batch = image.size(0);
   check_shape("control_points", control_points, {batch, -1, 2});
   check_shape("coefficients", coefficients, {batch, control_points.size(1) + 3, 2});
   check_type("control_points", control_points, compute_type(image.scalar_type()));
   check_type("coefficients", coefficients, compute_type(image.scalar_type()));
   const Settings settings{
-      batch, image.size(1), image.size(2), image.size(3), height, width, control_points.size(1),
-      static_cast<Mode>(mode), static_cast<Padding>(padding_mode), align_corners};
+      batch,
+      image.size(1),
+      image.size(2),
+      image.size(3),
+      height,
+      width,
+      control_points.size(1),
+      static_cast<Mode>(mode),
+      static_cast<Padding>(padding_mode),
+      align_corners};
   return {settings, image, as_contiguous(coefficients), as_contiguous(control_points)};
 }
 

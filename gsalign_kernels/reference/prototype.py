@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -22,9 +21,7 @@ def class_means(features: Tensor, labels: Tensor) -> Tensor:
     return (same @ features) / same.sum(dim=1, keepdim=True)
 
 
-def masked_prototype_loss(
-    features: Tensor, masks: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
+def masked_prototype_loss(features: Tensor, masks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared distance to the masked class prototypes, and the entropy term of the masks."""
     dtype = computation_dtype(features, masks)
     features, masks = features.to(dtype), masks.to(dtype)

@@ -1,7 +1,7 @@
 """Thin-plate splines in plain PyTorch: solve, evaluate, dense grid.
 
 The spline through values ``v_i`` at control points ``c_i`` is
-``f(p) = sum_i w_i U(|p - c_i|^2) + a_0 + a_x x + a_y y`` with ``U(r2) = r2/2 * log(max(r2, 1e-8))``.
+``f(p) = sum_i w_i U(|p - c_i|^2) + a_0 + a_x x + a_y y``, ``U(r2) = r2/2 log(max(r2, 1e-8))``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def system_matrix(control_points: Tensor, regularization: float) -> Tensor:
 
 
 def tps_solve(control_points: Tensor, values: Tensor, regularization: float) -> Tensor:
-    """Coefficients ``[B, K+3, V]`` (weights, then ``a_0, a_x, a_y``) of the interpolating splines."""
+    """Coefficients ``[B, K+3, V]`` of the splines: weights, then ``a_0, a_x, a_y``."""
     dtype = computation_dtype(control_points, values)
     matrix = system_matrix(control_points.to(dtype), regularization)
     padding = values.new_zeros(values.shape[0], 3, values.shape[2], dtype=dtype)

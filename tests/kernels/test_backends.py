@@ -97,7 +97,8 @@ def test_report_covers_every_public_operator():
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [("reference", "reference"), ("cpp", "cpp"), ("", "cpp"), ("auto", "cpp")]
+    ("value", "expected"),
+    [("reference", "reference"), ("cpp", "cpp"), ("", "cpp"), ("auto", "cpp")],
 )
 def test_environment_variable(value, expected):
     code = (

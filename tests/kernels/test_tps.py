@@ -1,4 +1,4 @@
-"""Thin-plate splines: every implementation against float64, SciPy, the golden grids and calculus."""
+"""Thin-plate splines: every implementation against float64, SciPy, golden grids and calculus."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def scalar_spline(points, values, at) -> list[float]:
     solved = [[value / rows[i][i] for value in rhs[i]] for i in range(order)]
     x, y = at
     design = [u((x - p) ** 2 + (y - q) ** 2) for p, q in points] + [1.0, x, y]
-    return [
-        sum(d * solved[i][v] for i, d in enumerate(design)) for v in range(len(solved[count]))
-    ]
+    return [sum(d * solved[i][v] for i, d in enumerate(design)) for v in range(len(solved[count]))]
 
 
 @pytest.mark.parametrize("implementation", ["reference", "cpp"])
@@ -105,7 +103,9 @@ def test_golden_grids(implementation, count):
 
 @pytest.mark.parametrize("implementation", fused("tps_solve"))
 @pytest.mark.parametrize("dtype", COORDINATES)
-@pytest.mark.parametrize(("batch", "count", "columns"), [(1, 3, 2), (3, 4, 2), (2, 9, 5), (2, 40, 1)])
+@pytest.mark.parametrize(
+    ("batch", "count", "columns"), [(1, 3, 2), (3, 4, 2), (2, 9, 5), (2, 40, 1)]
+)
 def test_forward_and_gradients_agree_with_float64(implementation, dtype, batch, count, columns):
     device = device_of(implementation)
     points = spread_points(batch, count, 7).to(dtype)
@@ -321,9 +321,7 @@ def test_compiled_equals_eager():
             r"values: wanted shape \[B, 4, V\]",
         ),
         (
-            lambda: kernels.tps_solve(
-                torch.zeros(4, 2), torch.zeros(1, 4, 2), regularization=-1.0
-            ),
+            lambda: kernels.tps_solve(torch.zeros(4, 2), torch.zeros(1, 4, 2), regularization=-1.0),
             ValueError,
             "regularization",
         ),

@@ -38,7 +38,9 @@ def inputs(batch, channels, size, out, *, dtype, side=3, seed=0):
 
 
 def run(implementation, image, points, values, upstream, **settings):
-    leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (image, points, values)]
+    leaves = [
+        t if t.requires_grad else t.detach().requires_grad_() for t in (image, points, values)
+    ]
     out = kernels.warp_image(
         *leaves, size=tuple(upstream.shape[2:]), implementation=implementation, **settings
     )
@@ -136,7 +138,9 @@ def test_wild_coordinates_read_what_grid_sample_reads(mode, padding_mode, shift)
         # Which pixel so many reflections end on is rounding, and differs between PyTorch's own
         # devices; it has to be a pixel of the same row of the image.
         row = image[0, :, 1]
-        assert ((out[0] >= row.amin(1)[:, None, None]) & (out[0] <= row.amax(1)[:, None, None])).all()
+        assert (
+            (out[0] >= row.amin(1)[:, None, None]) & (out[0] <= row.amax(1)[:, None, None])
+        ).all()
     else:
         torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
     gradients = torch.ops.gsalign.warp_image_backward(

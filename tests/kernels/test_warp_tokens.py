@@ -30,7 +30,7 @@ def control_points(side: int) -> torch.Tensor:
 
 
 def inputs(batch, size, channels, prefix, *, dtype, side=2, seed=0, device="cpu"):
-    """Tokens, moved source points, angles, basis, upstream gradient; coordinates never on a kink."""
+    """Tokens, moved source points, angles, basis, upstream gradient; no coordinate on a kink."""
     coordinates = torch.float64 if dtype == torch.float64 else torch.float32
     count = prefix + size[0] * size[1]
     tokens = random(batch, count, channels, seed=seed, dtype=dtype)
@@ -95,9 +95,7 @@ def test_scalar_arithmetic_agrees():
     """Bilinear reading spelled out in Python, one number at a time."""
     height, width, channels, eta = 4, 3, 2, 0.7
     tokens, source, angle, basis, _ = inputs(2, (height, width), channels, 1, dtype=torch.float64)
-    got = kernels.warp_tokens(
-        tokens, source, angle, basis, size=(height, width), eta=eta, prefix=1
-    )
+    got = kernels.warp_tokens(tokens, source, angle, basis, size=(height, width), eta=eta, prefix=1)
     assert bitwise_equal(got[:, :1], tokens[:, :1])
     for b in range(2):
         cosine, sine = math.cos(angle[b]), math.sin(angle[b])
@@ -205,7 +203,9 @@ def test_all_queries_clamped_into_one_token(implementation):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, -3e38])
 def test_wild_angles_and_points_read_inside(implementation, value):
     size, device = (4, 3), device_of(implementation)
-    tokens, source, angle, basis, upstream = inputs(3, size, 9, 1, dtype=torch.float32, device=device)
+    tokens, source, angle, basis, upstream = inputs(
+        3, size, 9, 1, dtype=torch.float32, device=device
+    )
     source[1, 0] = value
     actual = run(implementation, tokens, source, angle, basis, upstream, size, 1)
     expected = kernels.warp_tokens(
@@ -267,9 +267,7 @@ def test_opcheck(namespace):
     operators = getattr(torch.ops, namespace)
     settings = (3, 4, 0.3, 1)
     torch.library.opcheck(operators.warp_tokens.default, (*leaves, given[3], *settings))
-    torch.library.opcheck(
-        operators.warp_tokens_backward.default, (given[4], *given[:4], *settings)
-    )
+    torch.library.opcheck(operators.warp_tokens_backward.default, (given[4], *given[:4], *settings))
 
 
 def fused_runs(implementation: str) -> bool:
@@ -277,7 +275,9 @@ def fused_runs(implementation: str) -> bool:
     return not parameters[implementation]
 
 
-@pytest.mark.parametrize("implementation", [p for p in fused("warp_tokens") if p.values[0] != "triton"])
+@pytest.mark.parametrize(
+    "implementation", [p for p in fused("warp_tokens") if p.values[0] != "triton"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_equals_eager(implementation, dtype):
     size = (4, 3)
@@ -322,7 +322,9 @@ def test_autocast_keeps_features_and_lifts_coordinates():
             tokens, source, angle.bfloat16(), basis, size=(4, 3), eta=0.3, prefix=1
         )
     assert out.dtype == torch.bfloat16
-    wanted = torch.ops.gsalign.warp_tokens(tokens, source, angle.bfloat16().float(), basis, *settings)
+    wanted = torch.ops.gsalign.warp_tokens(
+        tokens, source, angle.bfloat16().float(), basis, *settings
+    )
     assert bitwise_equal(out, wanted) and bitwise_equal(public, wanted)
 
 
