@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gsalign.data.synthetic.cameras import Viewpoint
@@ -71,16 +72,20 @@ def _ground(draws: Draws, x: Tensor, y: Tensor, footprint: Tensor) -> Tensor:
     q = y * cos - x * sin + _b(draws.between("ground_offset", -3.0, 3.0))
     p = p + _b(draws["ground_u"] * 40.0)
     blur = footprint * 0.75
-    broad = sample_noise(p / 5.3, q / 5.3)
-    fine = sample_noise(p / 1.7 + 0.31, q / 1.7 + 0.17)
+    coarse = sample_noise(p / 5.3, q / 5.3)
+    dense = sample_noise(p / 1.7 + 0.31, q / 1.7 + 0.17)
     detail = smoothstep(0.10, 0.02, footprint)
+    everywhere = (p, q, blur, footprint, detail)
 
     first = _ground_type(draws["ground_a"])
     second = _ground_type(draws["ground_b"])
     one = (draws["ground_split"] < 0.45).float()
     side = smoothstep(-blur, blur, q) * (1.0 - _b(one)) + _b(one)
 
-    def covered(kind: Tensor) -> Tensor:
+    def covered(kind: Tensor, of: Tensor | slice) -> Tensor:
+        """Albedo of the images ``of`` if the ground is of some kind ``[N]`` everywhere."""
+        p, q, blur, footprint, detail = (x[of] for x in everywhere)
+        broad, fine = coarse[:, of], dense[:, of]
         is_kind = [_b((kind == k).float()) for k in range(len(_GROUNDS))]
         rough = is_kind[0] * 0.16 + is_kind[2] * 0.38 + is_kind[5] * 0.26
         rough = rough + (is_kind[1] + is_kind[3] + is_kind[4]) * 0.09
@@ -110,8 +115,12 @@ def _ground(draws: Draws, x: Tensor, y: Tensor, footprint: Tensor) -> Tensor:
         return colour * (1.0 - 0.35 * crack * detail)
 
     value = draws.between("ground_value", 0.75, 1.35).view(1, -1, 1, 1)
-    above, under = covered(first), covered(second)
-    colour = (under + (above - under) * side) * value
+    colour = covered(first, slice(None))
+    split = torch.nonzero(one == 0).flatten()
+    if split.numel():
+        under = covered(second[split], split)
+        colour[:, split] = under + (colour[:, split] - under) * side[split]
+    colour = colour * value
 
     # Paint on the road's side, and the kerb.
     road = _b(((first == 0) | (first == 3)).float()) * side
@@ -130,11 +139,11 @@ def _ground(draws: Draws, x: Tensor, y: Tensor, footprint: Tensor) -> Tensor:
         _line(_periodic(p, 2.6), 0.05, blur) * smoothstep(blur, -blur, (q - at).abs() - 2.4),
         _line(q - at - 2.4, 0.05, blur),
     )
-    worn = (0.86 + 0.20 * fine[CLOUD] * detail).clamp(0.3, 1.0)
+    worn = (0.86 + 0.20 * dense[CLOUD] * detail).clamp(0.3, 1.0)
     paint = (paint * worn * road).clamp(0.0, 1.0)
     colour = colour + (0.62 - colour) * paint
     kerb = (1.0 - _b(one)) * _line(q + 0.07, 0.07, blur)
-    colour = colour + (0.36 * (1.0 + 0.1 * fine[MIXED]) - colour) * kerb
+    colour = colour + (0.36 * (1.0 + 0.1 * dense[MIXED]) - colour) * kerb
     gutter = (1.0 - _b(one)) * _line(q - 0.03, 0.025, blur)
     colour = colour * (1.0 - 0.5 * gutter)
     # A manhole or drain now and then.
@@ -170,10 +179,8 @@ def _rounded(
     return smoothstep(radius + blur, radius - blur, torch.sqrt(dx * dx + dy * dy))
 
 
-def _backdrop(
-    draws: Draws, light: Light, s: Tensor, z: Tensor, blur: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Radiance ``[3, B, H, W]`` of the wall behind, and its opacity against the sky.
+def _backdrop(draws: Draws, light: Light, s: Tensor, z: Tensor, blur: Tensor) -> Tensor:
+    """Radiance ``[3, B, H, W]`` of the wall behind, sky included.
 
     ``s`` runs along the wall and ``z`` up, metres; ``blur`` is the width of an edge.
     """
@@ -276,7 +283,17 @@ def _backdrop(
         (bark * tree + steel * (1.0 - tree)) * level * (1.0 - 0.5 * (ps / _b(width)).clamp(-1, 1))
     )
     colour = colour + (stem_colour - colour) * stem
-    return colour.clamp(0.0, 1.5), some
+    return colour.clamp(0.0, 1.5)
+
+
+def _soft_shadow(blockers: Blockers, x: Tensor, y: Tensor) -> Tensor:
+    """The person's shadow at ground points ``[B, H, W]``; large images look it up at half size."""
+    height, width = x.shape[-2:]
+    if height <= 160 or height % 2 or width % 2:
+        return ground_shadow(blockers, x, y)
+    half_x, half_y = (F.avg_pool2d(v.unsqueeze(1), 2).squeeze(1) for v in (x, y))
+    passed = ground_shadow(blockers, half_x, half_y).unsqueeze(1)
+    return F.interpolate(passed, scale_factor=2.0, mode="bilinear", align_corners=False).squeeze(1)
 
 
 def render_background(
@@ -309,7 +326,7 @@ def render_background(
     footprint = t_ground * pixel * slant
     albedo = _ground(draws, gx, gy, footprint)
 
-    passed = ground_shadow(blockers, gx, gy)
+    passed = _soft_shadow(blockers, gx, gy)
     contact = torch.zeros_like(gx)
     for i in range(2):
         fx, fy, fz = (_b(feet[:, i, j]) for j in range(3))
@@ -334,24 +351,52 @@ def render_background(
         rgb(light.key) * direct + rgb(light.sky) * (1.0 - 0.62 * contact) * (0.4 + 0.6 * pool)
     )
 
+    standing = torch.nonzero(view.elevation < 0.35).flatten()
+    if standing.numel():
+        seen = [v[standing] for v in (dx, dy, dz, gx, gy, t_ground)]
+        radiance[:, standing] = _with_backdrop(
+            draws.take(standing),
+            light.take(standing),
+            radiance[:, standing],
+            view.position[standing],
+            view.distance[standing],
+            pixel[standing],
+            seen,
+        )
+    return radiance.movedim(0, 1)
+
+
+def _with_backdrop(
+    draws: Draws,
+    light: Light,
+    radiance: Tensor,
+    position: Tensor,
+    distance: Tensor,
+    pixel: Tensor,
+    seen: list[Tensor],
+) -> Tensor:
+    """Put the wall behind the ground ``[3, B, H, W]`` that ground cameras see.
+
+    ``seen`` holds the rays' x, y, z, the ground points' x, y and the rays' lengths to them.
+    """
+    dx, dy, dz, gx, gy, t_ground = seen
+    px, py, pz = (_b(position[:, i]) for i in range(3))
+    sky = light.sky.t().reshape(3, -1, 1, 1)
     # The wall stands behind the person, turned a little.
     yaw = draws.between("backdrop_yaw", -0.5, 0.5)
     nx, ny = _b(torch.sin(yaw)), _b(torch.cos(yaw))
-    distance = _b(draws.between("backdrop_distance", 2.5, 14.0))
+    away = _b(draws.between("backdrop_distance", 2.5, 14.0))
     facing = dx * nx + dy * ny
-    t_wall = ((distance - px * nx - py * ny) / facing.clamp(min=1e-3)).clamp(0.0, 400.0)
+    t_wall = ((away - px * nx - py * ny) / facing.clamp(min=1e-3)).clamp(0.0, 400.0)
     hit = (t_wall < t_ground) & (facing > 1e-3)
-    on_ground = _b((view.elevation > 0.35).float())
     wx, wy, wz = px + t_wall * dx, py + t_wall * dy, pz + t_wall * dz
     s = wx * ny - wy * nx
     # Out of focus: edges on the wall are as wide as a few pixels and a few centimetres.
-    blur = t_wall * pixel * 1.2 + 0.012 * _b(draws["defocus"]) * distance + 0.012
-    wall, _ = _backdrop(draws, light, s, wz, blur)
-    seen = hit.float() * (1.0 - on_ground)
-    # Where the ground meets the wall it gets darker, and the border is soft.
-    base = smoothstep(1.2, 0.0, (distance - gx * nx - gy * ny).abs()) * (1.0 - on_ground)
+    blur = t_wall * pixel * 1.2 + 0.012 * _b(draws["defocus"]) * away + 0.012
+    wall = _backdrop(draws, light, s, wz, blur)
+    # Where the ground meets the wall it gets darker; far away the air is hazy.
+    base = smoothstep(1.2, 0.0, (away - gx * nx - gy * ny).abs())
     radiance = radiance * (1.0 - 0.3 * base)
-    far = smoothstep(15.0, 120.0, t_ground - _b(view.distance)) * (1.0 - on_ground)
-    radiance = radiance + (rgb(light.sky) * 0.6 - radiance) * far * 0.7
-    radiance = radiance + (wall - radiance) * seen
-    return radiance.movedim(0, 1)
+    far = smoothstep(15.0, 120.0, t_ground - _b(distance))
+    radiance = radiance + (sky * 0.6 - radiance) * far * 0.7
+    return torch.where(hit, wall, radiance)

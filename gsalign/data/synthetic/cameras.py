@@ -43,18 +43,19 @@ class Viewpoint:
     scale_y: Tensor
     distance: Tensor
 
-    def project(self, points: Tensor, size: tuple[int, int], factor: float) -> Tensor:
+    def project(self, points: Tensor, size: tuple[int, int], raster: tuple[int, int]) -> Tensor:
         """World points ``[B, N, 3]`` to pixels x, y and depth ``[B, N, 3]``.
 
         Args:
             points: world coordinates, metres.
             size: (height, width) of the output image.
-            factor: pixels per output pixel of the raster that is projected onto.
+            raster: (height, width) of the raster that shows the same picture.
         """
         x, y, depth = _plane(points, self.position, self.right, self.up, self.forward, self.roll)
         px = (x - self.centre_x[:, None]) * self.scale_x[:, None] + size[1] / 2
         py = (y - self.centre_y[:, None]) * self.scale_y[:, None] + size[0] / 2
-        return torch.stack((px * factor, py * factor, depth), dim=-1)
+        px, py = px * (raster[1] / size[1]), py * (raster[0] / size[0])
+        return torch.stack((px, py, depth), dim=-1)
 
     def rays(self, size: tuple[int, int]) -> Tensor:
         """World directions ``[B, H, W, 3]`` through the pixel centres, their forward part 1."""

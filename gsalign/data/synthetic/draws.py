@@ -55,6 +55,13 @@ class Draws:
     def __getitem__(self, name: str) -> Tensor:
         return self._columns[name]
 
+    def take(self, index: Tensor) -> Draws:
+        """The draws of some images of the batch, ``index`` ``[N]`` int64."""
+        part = object.__new__(Draws)
+        part._columns = {name: column[index] for name, column in self._columns.items()}
+        part.noise = self.noise[index]
+        return part
+
     def between(self, name: str, low: float, high: float) -> Tensor:
         """The named column mapped to [low, high)."""
         return self._columns[name] * (high - low) + low

@@ -32,8 +32,9 @@ def normalise(a: Tensor, eps: float = 1e-9) -> Tensor:
 
 def smoothstep(low: Tensor | float, high: Tensor | float, x: Tensor) -> Tensor:
     """0 below ``low``, 1 above ``high``, smooth between (``low`` > ``high`` turns it round)."""
-    t = ((x - low) / (high - low)).clamp(0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
+    t = (x - low).div_(high - low).clamp_(0.0, 1.0)
+    square = t * t
+    return t.mul_(-2.0).add_(3.0).mul_(square)
 
 
 def rotate_z(points: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:

@@ -31,13 +31,26 @@ def render_occluders(
     Returns:
         radiance ``[B, 3, H, W]`` and opacity ``[B, H, W]``, which is 0 where nothing stands.
     """
+    device = aerial.device
+    radiance = torch.zeros(len(aerial), 3, *size, device=device)
+    opacity = torch.zeros(len(aerial), *size, device=device)
+    index = torch.nonzero(draws.below("occluded", share)).flatten()
+    if index.numel():
+        drawn = _draw(draws.take(index), light.take(index), aerial[index], size)
+        radiance[index], opacity[index] = drawn
+    return radiance, opacity
+
+
+def _draw(
+    draws: Draws, light: Light, aerial: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Radiance and opacity of the images that do have an occluder."""
     height, width = size
     device = aerial.device
     y = ((torch.arange(height, device=device) + 0.5) / height).view(1, -1, 1)
     x = ((torch.arange(width, device=device) + 0.5) / width).view(1, 1, -1)
     y, x = y.expand(1, height, width), x.expand(1, height, width)
     edge = 1.2 / height
-    present = draws.below("occluded", share)
     kind = draws["occluder"]
     place = _b(draws["occluder_x"])
     amount = _b(draws["occluder_size"])
@@ -150,5 +163,4 @@ def render_occluders(
     layer(crown, crown_alpha, green * 1.2, leaves)
     layer(roof, roof_alpha, dull, roof_tone)
     level = light.key * 0.55 + light.sky * 0.75
-    opacity = opacity * _b(present)
     return albedo * rgb(level), opacity

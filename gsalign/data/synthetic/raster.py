@@ -22,14 +22,14 @@ class Hits:
         image: ``[N]`` int64, which image of the batch.
         face: ``[N]`` int64, index into the faces.
         weights: ``[N, 3]`` barycentric weights of the face's corners at the pixel's centre.
-        coverage: ``[B, P, H * W]`` bool, where any face of a part projects, hidden or not.
+        silhouette: ``[B, P]`` int64, pixels onto which a part projects, hidden or not.
     """
 
     pixel: Tensor
     image: Tensor
     face: Tensor
     weights: Tensor
-    coverage: Tensor
+    silhouette: Tensor
 
 
 def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,6 +38,18 @@ def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
     start = torch.cumsum(counts, 0) - counts
     number = torch.arange(owner.numel(), device=counts.device) - start[owner]
     return owner, number
+
+
+def _count(mask: Tensor) -> Tensor:
+    """True entries of every row ``[N, M]`` of a bool mask.
+
+    Adds eight bytes at a time: summing booleans one by one takes longer than drawing them.
+    """
+    rows, length = mask.shape
+    if length % 512:
+        return mask.sum(1)
+    lanes = mask.view(torch.int64).view(rows, 64, length // 512)  # no lane exceeds 64
+    return lanes.sum(1).view(torch.uint8).view(rows, -1).sum(1)
 
 
 def rasterise(
@@ -147,5 +159,5 @@ def rasterise(
         image=image[winner],
         face=face[winner],
         weights=weights,
-        coverage=coverage.view(batch, parts, pixels),
+        silhouette=_count(coverage.view(batch * parts, pixels)).view(batch, parts),
     )

@@ -55,9 +55,17 @@ class Rendering:
     truth: list[TruthRow]
 
 
-def _supersampling(height: int) -> int:
-    """Body samples per output pixel and axis."""
-    return 2 if height <= 320 else 1
+def _fine_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Size at which the body is drawn, before it is averaged down: small images need more."""
+    factor = 2.0 if size[0] <= 160 else 1.5
+    return round(size[0] * factor), round(size[1] * factor)
+
+
+def _reduce(layer: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average ``[N, C, H', W']`` down to (height, width)."""
+    if layer.shape[-2] == 2 * size[0] and layer.shape[-1] == 2 * size[1]:
+        return F.avg_pool2d(layer, 2)
+    return F.interpolate(layer, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
 @torch.inference_mode()
@@ -80,9 +88,7 @@ def render(
         device: where to compute.
     """
     size = config.image_size
-    height, width = size
-    factor = _supersampling(height)
-    fine = (height * factor, width * factor)
+    fine = _fine_size(size)
     draws = Draws(config.seed, [s.image_id for s in specs], size, device)
     people = People([appearances[s.identity - 1] for s in specs], device)
     cameras = torch.tensor([s.camera for s in specs], device=device)
@@ -102,7 +108,7 @@ def render(
     blockers = make_blockers(people, pose, light, turn)
 
     faces, face_slot, face_part, two_sided = topology(key)
-    screen = view.project(points, size, factor)
+    screen = view.project(points, size, fine)
     hits = rasterise(
         screen, faces, mesh.enabled[:, face_slot], two_sided, face_part, len(PARTS), fine
     )
@@ -123,7 +129,11 @@ def render(
     material = paint(people, draws, hits.image, slot, surface)
     normal = normalise(normalise(normal) * flip + material.bump)
     ambient = surface[:, 3] * torch.where(inside, 0.5, 1.0)
-    direct = body_shadow(blockers, place, hits.image) * torch.where(inside, 0.2, 1.0)
+    # Points that face away from the light need no shadow.
+    direct = torch.zeros_like(ambient)
+    lit = torch.nonzero(dot(normal, light.direction[hits.image]) > 0).flatten()
+    direct[lit] = body_shadow(blockers, place[lit], hits.image[lit])
+    direct = direct * torch.where(inside, 0.2, 1.0)
     light_in = irradiance(light, normal, hits.image, direct, ambient)
     half = normalise(toward + light.direction[hits.image])
     shine = dot(normal, half).clamp(min=0.0)
@@ -136,9 +146,7 @@ def render(
     # Samples to pixels.
     layer = torch.zeros(batch * fine[0] * fine[1], 4, device=points.device)
     layer[hits.pixel] = torch.cat((colour, torch.ones_like(colour[:, :1])), dim=1)
-    layer = layer.view(batch, *fine, 4).permute(0, 3, 1, 2)
-    if factor > 1:
-        layer = F.avg_pool2d(layer, factor)
+    layer = _reduce(layer.view(batch, *fine, 4).permute(0, 3, 1, 2).contiguous(), size)
     body, alpha = layer[:, :3], layer[:, 3:]
 
     feet = rotate_z(torch.stack(pose.ankle, dim=1), sin, cos)
@@ -152,14 +160,15 @@ def render(
 
     # Truth.
     part = face_part[hits.face]
-    hidden = (opacity > 0.5).repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    rows = torch.arange(fine[0], device=points.device) * size[0] // fine[0]
+    columns = torch.arange(fine[1], device=points.device) * size[1] // fine[1]
+    hidden = (opacity > 0.5).index_select(1, rows).index_select(2, columns)
     seen = ~hidden.flatten()[hits.pixel]
     bins = hits.image * len(PARTS) + part
     count = torch.bincount(bins, minlength=batch * len(PARTS)).view(batch, -1)
     shown = torch.bincount(bins[seen], minlength=batch * len(PARTS)).view(batch, -1)
-    silhouette = hits.coverage.sum(-1)
     framed = _framed_share(screen, faces, face_part, mesh, face_slot, fine)
-    visible = shown / silhouette.clamp(min=1) * framed
+    visible = shown / hits.silhouette.clamp(min=1) * framed
     exists = torch.stack(
         [(mesh.enabled[:, face_slot] & (face_part == p)).any(1) for p in range(len(PARTS))],
         dim=1,
@@ -168,7 +177,7 @@ def render(
     occluded = 1.0 - shown.sum(1) / count.sum(1).clamp(min=1)
     labels = None
     if config.write_parts:
-        labels = _labels(hits.pixel, part, alpha, opacity, batch, fine, factor).cpu()
+        labels = _labels(hits.pixel, part, alpha, opacity, batch, fine).cpu()
     truth = _truth(specs, view, light.kind, pose, visible, occluded, sin, cos, size)
     return Rendering(images.permute(0, 2, 3, 1).contiguous().cpu(), labels, truth)
 
@@ -206,14 +215,12 @@ def _labels(
     opacity: Tensor,
     batch: int,
     fine: tuple[int, int],
-    factor: int,
 ) -> Tensor:
     """Most frequent part among the samples of a pixel; background where most of them miss."""
     votes = torch.zeros(len(PARTS), batch * fine[0] * fine[1], device=pixel.device)
     votes[part, pixel] = 1.0
-    votes = votes.view(len(PARTS) * batch, 1, *fine)
-    votes = F.avg_pool2d(votes, factor) if factor > 1 else votes
-    votes = votes.view(len(PARTS), batch, fine[0] // factor, fine[1] // factor)
+    size = (opacity.shape[1], opacity.shape[2])
+    votes = _reduce(votes.view(len(PARTS), batch, *fine), size)
     label = votes.argmax(0)
     label = torch.where(alpha[:, 0] >= 0.5, label, torch.zeros_like(label))
     label = torch.where(opacity > 0.5, torch.full_like(label, _OCCLUDER), label)
@@ -233,7 +240,7 @@ def _truth(
 ) -> list[TruthRow]:
     feet = (pose.ankle[0] + pose.ankle[1]) * 0.5
     axis = rotate_z(torch.stack((feet, pose.head), dim=1), sin, cos)
-    ends = view.project(axis, size, 1.0)
+    ends = view.project(axis, size, size)
     rise = ends[:, 1] - ends[:, 0]
     angle = torch.rad2deg(torch.atan2(rise[:, 0], -rise[:, 1])).tolist()
     elevation = torch.rad2deg(view.elevation).tolist()

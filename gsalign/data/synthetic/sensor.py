@@ -45,13 +45,13 @@ def _blur(image: Tensor, sigma: Tensor) -> Tensor:
 
 def _motion(image: Tensor, strength: Tensor, direction: Tensor) -> Tensor:
     """Blur along one of four directions; ``strength`` ``[B]`` weighs the neighbours, 0 for none."""
-    result = image
-    for index, (dy, dx) in enumerate(((0, 1), (1, 0), (1, 1), (1, -1))):
-        weight = (strength * (direction == index).float()).view(-1, 1, 1, 1)
-        smear = _shift(image, dy, dx) + _shift(image, -dy, -dx)
-        smear = smear * 0.5
-        result = result + (smear - image) * weight
-    return result
+    for number, (dy, dx) in enumerate(((0, 1), (1, 0), (1, 1), (1, -1))):
+        index = torch.nonzero((strength > 0) & (direction == number)).flatten()
+        if index.numel():
+            sharp = image[index]
+            smear = (_shift(sharp, dy, dx) + _shift(sharp, -dy, -dx)) * 0.5
+            image[index] = sharp + (smear - sharp) * strength[index].view(-1, 1, 1, 1)
+    return image
 
 
 def _lose_resolution(image: Tensor, levels: Tensor) -> Tensor:

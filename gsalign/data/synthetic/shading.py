@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class Light:
     softness: Tensor
     kind: Tensor
     night: Tensor
+
+    def take(self, index: Tensor) -> Light:
+        """The lighting of some images of the batch, ``index`` ``[N]`` int64."""
+        return Light(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 def make_light(night: Tensor, draws: Draws) -> Light:
@@ -77,8 +81,8 @@ class Blockers:
     """Capsules that stand for the body when it casts shadows.
 
     Seen along the light a capsule is a flat one of the same radius: ``start`` and ``axis``
-    are ``[B, K, 2]`` in the plane across the light; ``level`` and ``slope`` ``[B, K]`` the height of
-    its axis along the light; ``radius`` ``[B, K]``, 0 where there is none.
+    are ``[B, K, 2]`` in the plane across the light; ``level`` and ``slope`` ``[B, K]`` the height
+    of its axis along the light; ``radius`` ``[B, K]``, 0 where there is none.
     """
 
     first: Tensor  # [B, 3] axes of the plane across the light
@@ -182,15 +186,16 @@ def _shadow(
     """Light that passes one capsule, 0 to 1, at points across (x, y) and along the light."""
     ax, ay, dx, dy, inverse, base, slope, radius = columns
     px, py = x - ax, y - ay
-    t = ((px * dx + py * dy) * inverse).clamp(0.0, 1.0)
-    px, py = px - t * dx, py - t * dy
-    distance = torch.sqrt(px * px + py * py)
-    above = base + t * slope - level
-    blur = 0.012 + softness * above.clamp(min=0.0)
+    t = (px * dx).add_(py * dy).mul_(inverse).clamp_(0.0, 1.0)
+    px.sub_(t * dx)
+    py.sub_(t * dy)
+    distance = px.mul_(px).add_(py.mul_(py)).sqrt_()
+    above = t.mul_(slope).add_(base).sub_(level)
+    blur = above.clamp(min=0.0).mul_(softness).add_(0.012)
     # An edge that has widened beyond the capsule also grows fainter.
-    depth = radius / (radius + 0.6 * blur)
-    shade = smoothstep(radius + blur, radius - blur, distance) * depth
-    return 1.0 - shade * smoothstep(bias, bias + 0.04, above)
+    depth = radius / (0.6 * blur).add_(radius)
+    shade = smoothstep(radius + blur, radius - blur, distance).mul_(depth)
+    return shade.mul_(smoothstep(bias, bias + 0.04, above)).neg_().add_(1.0)
 
 
 def _columns(blockers: Blockers) -> Tensor:
@@ -225,7 +230,8 @@ def ground_shadow(blockers: Blockers, x: Tensor, y: Tensor) -> Tensor:
     passed = torch.ones_like(x)
     for k in range(table.shape[1]):
         columns = [table[:, k, c].view(-1, 1, 1) for c in range(8)]
-        passed = torch.minimum(passed, _shadow(a, b, level, columns, softness, 0.0))
+        shadow = _shadow(a, b, level, columns, softness, 0.0)
+        torch.minimum(passed, shadow, out=passed)
     return passed
 
 
@@ -251,7 +257,8 @@ def body_shadow(blockers: Blockers, points: Tensor, image: Tensor) -> Tensor:
         columns = list(table[:, k].index_select(0, image).unbind(1))
         # The bias keeps a limb from shading itself: it starts a diameter above the surface.
         bias = 0.10
-        passed = torch.minimum(passed, _shadow(a, b, level, columns, softness, bias))
+        shadow = _shadow(a, b, level, columns, softness, bias)
+        torch.minimum(passed, shadow, out=passed)
     return passed
 
 
