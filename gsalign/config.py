@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +25,7 @@ from gsalign.files import atomic_write
 from gsalign.model.config import ModelConfig
 
 COMMAND_LINE = "the command line"
+Section = TypeVar("Section", bound=BaseModel)
 Kernels = Literal["auto", "reference", "cpp", "cuda", "triton"]
 
 
@@ -44,11 +45,11 @@ class Config(BaseModel):
     kernels: Kernels = Field(
         default="auto", description="implementation of the fused operators, see `gsalign info`"
     )
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    data: DataConfig = Field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
-    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -135,13 +136,22 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[
             yield from known_keys(inner, f"{prefix}{name}.")
 
 
-def split_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` texts with plain (undotted) keys as a mapping; the values are YAML.
+def validate_section(section: type[Section], overrides: Sequence[str]) -> Section:
+    """A section by itself, from its defaults and ``key=value`` overrides with its own keys.
 
     Raises:
-        ConfigError: a text has another form.
+        ConfigError: as :func:`load_config`.
     """
-    return dict(_parse_override(text) for text in overrides)
+    values: dict[str, Any] = {}
+    for text in overrides:
+        key, value = _parse_override(text)
+        _set(values, key, value)
+    where = dict.fromkeys(_keys_of(values), COMMAND_LINE)
+    _refuse_unknown(values, section, where)
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where, section)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -203,23 +213,27 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _refuse_unknown(
-    values: Mapping[Any, Any], section: type[BaseModel], where: Mapping[str, str], prefix: str = ""
+    values: Mapping[Any, Any],
+    section: type[BaseModel],
+    where: Mapping[str, str],
+    prefix: str = "",
+    root: type[BaseModel] | None = None,
 ) -> None:
+    root = root or section
     for key, value in values.items():
         full = f"{prefix}{key}"
         field = section.model_fields.get(str(key))
         if field is None:
-            raise ConfigError(
-                f"unknown key {full!r} in {_place(full, where)}{_near(full, prefix, section)}"
-            )
+            hint = _near(full, prefix, section, root)
+            raise ConfigError(f"unknown key {full!r} in {_place(full, where)}{hint}")
         inner = _section_of(field.annotation)
         if inner is not None and isinstance(value, Mapping):
-            _refuse_unknown(value, inner, where, f"{full}.")
+            _refuse_unknown(value, inner, where, f"{full}.", root)
 
 
-def _near(full: str, prefix: str, section: type[BaseModel]) -> str:
+def _near(full: str, prefix: str, section: type[BaseModel], root: type[BaseModel]) -> str:
     """The known keys most like ``full``: of the same section, of the same last part, or alike."""
-    known = list(known_keys())
+    known = list(known_keys(root))
     last = full.rpartition(".")[2]
     near = [prefix + name for name in difflib.get_close_matches(last, section.model_fields, 3)]
     near += [key for key in known if key.rpartition(".")[2] == last]
@@ -252,9 +266,12 @@ def _share_image_size(values: dict[str, Any]) -> None:
         model["image_size"] = data["image_size"]
 
 
-def _explain(error: ValidationError, where: Mapping[str, str]) -> str:
+def _explain(
+    error: ValidationError, where: Mapping[str, str], section: type[BaseModel] = Config
+) -> str:
     """All faults on one line: key, what came, what was wanted, where it was given."""
     faults: dict[str, list[str]] = {}
+    known = [f"{key}." for key in known_keys(section)]
     for fault in error.errors():
         # Choices of a union and places in a list are no keys of ours.
         parts: list[str] = []
@@ -262,8 +279,7 @@ def _explain(error: ValidationError, where: Mapping[str, str]) -> str:
             if isinstance(part, int) or not part.isidentifier():
                 break
             parts.append(part)
-        known = [key for key in known_keys()]
-        while parts and not any((key + ".").startswith(".".join(parts) + ".") for key in known):
+        while parts and not any(key.startswith(".".join(parts) + ".") for key in known):
             parts.pop()
         key = ".".join(parts)
         message = fault["msg"].removeprefix("Value error, ")
@@ -276,6 +292,6 @@ def _explain(error: ValidationError, where: Mapping[str, str]) -> str:
             told.append(message)
     lines = []
     for key, messages in faults.items():
-        told = " or ".join(messages)
-        lines.append(f"{key}: {told} (in {_place(key, where)})" if key else told)
+        text = " or ".join(messages)
+        lines.append(f"{key}: {text} (in {_place(key, where)})" if key else text)
     return "; ".join(lines)

@@ -82,9 +82,7 @@ class EvaluationHook(Hook):
             value = None
         else:
             on_validation = training.select_on == VALIDATION
-            split, protocol = (
-                (VALIDATION, "all") if on_validation else ("test", training.select_on)
-            )
+            split, protocol = (VALIDATION, "all") if on_validation else ("test", training.select_on)
             value = float(getattr(results[split][protocol], training.select_by))
             if math.isnan(value):
                 logger.warning("%s on %s has no valid query", training.select_by, protocol)

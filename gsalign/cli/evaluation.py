@@ -1,0 +1,137 @@
+"""``gsalign eval``: the table of results of a checkpoint, with what it has to beat."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsalign.cli.options import add_config_options, read_config
+
+if TYPE_CHECKING:
+    from gsalign.config import Config
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="evaluate a checkpoint",
+        description="Prints Rank-1, Rank-5, Rank-10, mAP, mINP and metric by protocol, with the "
+        "number of valid queries. A<->G exists in two forms that give different numbers; both are "
+        "printed, by name.",
+    )
+    add_config_options(parser)
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="weights (default: model_best of the configuration's run); a .pth is read as one of "
+        "the published code",
+    )
+    parser.add_argument(
+        "--baselines", action="store_true", help="add chance and a colour histogram"
+    )
+    parser.add_argument("--protocols", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument(
+        "--flip-test",
+        choices=("off", "mean", "published"),
+        default="off",
+        help="also embed the mirror image; `published` repeats a fault of the published code",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate."""
+    from gsalign.engine.folder import RunFolder
+    from gsalign.engine.kernels import chosen_kernels
+
+    given = arguments.checkpoint
+    fallback = Path(given).parent / "config.yaml" if given else None
+    config = read_config(arguments, fallback=fallback)
+    checkpoint = Path(given) if given else RunFolder(config.run_folder).best
+    with chosen_kernels(config.kernels):
+        return evaluate_checkpoint(
+            config,
+            checkpoint,
+            compare=arguments.config_file is not None,
+            baselines=arguments.baselines,
+            protocols=tuple(arguments.protocols or ()),
+            flip_test=arguments.flip_test,
+            json_file=arguments.json,
+        )
+
+
+def evaluate_checkpoint(
+    config: Config,
+    checkpoint: Path,
+    *,
+    compare: bool = True,
+    baselines: bool = False,
+    protocols: tuple[str, ...] = (),
+    flip_test: Any = "off",
+    json_file: str | None = None,
+) -> int:
+    """Evaluate weights on the configuration's data set and print the table.
+
+    Args:
+        config: data, device and precision; the network is the checkpoint's.
+        checkpoint: the weights.
+        compare: make sure that the configuration describes the same network.
+        baselines: add rows of chance and of a colour histogram.
+        protocols: names; all if empty.
+        flip_test: see ``gsalign.evaluation.features.embed_batch``.
+        json_file: where to write the results too.
+    """
+    from gsalign.cli.console import log_to, make_console, progress
+    from gsalign.data import load_dataset
+    from gsalign.engine.distributed import build_accelerator
+    from gsalign.engine.loading import load_network
+    from gsalign.engine.testing import evaluate_network
+    from gsalign.evaluation import PROTOCOLS, get_protocol
+    from gsalign.evaluation.baselines import chance_level, histogram_features
+    from gsalign.evaluation.features import evaluate_features
+    from gsalign.evaluation.report import results_dict, results_table
+    from gsalign.files import atomic_write
+
+    names = tuple(get_protocol(name).name for name in protocols) or tuple(PROTOCOLS)
+    console = make_console()
+    log_to(console)
+    network = load_network(checkpoint, config.model, compare=compare)
+    data = config.data.model_copy(update={"image_size": network.config.image_size})
+    dataset = load_dataset(data)
+    accelerator = build_accelerator(device=config.device, precision=config.training.precision)
+    network.to(accelerator.device)
+    with progress(console, "embedding", "images") as report:
+        results: dict[str, Any] = dict(
+            evaluate_network(
+                network,
+                dataset.query,
+                dataset.gallery,
+                data,
+                accelerator,
+                protocols=names,
+                flip_test=flip_test,
+                report=report,
+            )
+        )
+    title = f"{checkpoint} on {dataset.root}"
+    console.print(results_table(results, dataset=dataset.name, title=title))
+    tables = {"network": results_dict(results)}
+    if baselines:
+        query, gallery = dataset.query, dataset.gallery
+        histograms = (histogram_features(query), histogram_features(gallery))
+        other: dict[str, dict[str, Any]] = {
+            "colour histogram": dict(evaluate_features(*histograms, protocols=names)),
+            "chance": {name: chance_level(query, gallery, name) for name in names},
+        }
+        for baseline, rows in other.items():
+            console.print(results_table(rows, dataset=dataset.name, title=baseline))
+            tables[baseline] = results_dict(rows)
+    if json_file is not None and accelerator.is_main_process:
+        document = {"checkpoint": str(checkpoint), "data": str(dataset.root), "results": tables}
+        with atomic_write(json_file) as temporary:
+            temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return 0

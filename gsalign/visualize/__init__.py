@@ -1,0 +1,9 @@
+"""Pictures: training curves, rank lists, LTPS grids."""
+
+from __future__ import annotations
+
+from gsalign.visualize.curves import training_curves
+from gsalign.visualize.ltps_grids import ltps_grids
+from gsalign.visualize.rank_lists import RankList, choose_queries, rank_lists
+
+__all__ = ["RankList", "choose_queries", "ltps_grids", "rank_lists", "training_curves"]

@@ -1,0 +1,145 @@
+"""LTPS grids: where each layer's warp reads the patch map, drawn over the images."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from torch import Tensor
+
+from gsalign.data import VIEW_NAMES, ImageRecord, denormalize, normalize, read_image, resize
+from gsalign.model import GSAlign
+from gsalign.model.ltps import LTPS
+from gsalign.visualize.style import INK, QUIET, house_style, new_figure, save_figure
+
+_WARPED = "#ffb000"
+_PLAIN = "#ffffff"
+
+
+def ltps_grids(
+    network: GSAlign,
+    records: Sequence[ImageRecord],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+) -> None:
+    """Draw images in rows and, for each layer with an LTPS, the grid its warp samples.
+
+    A vertex of the yellow net is where the patch at the same place of the white net is read from;
+    dots are the spline's control points, turned by the angle that is written below.
+
+    Args:
+        network: whose grids; its device and mode are kept.
+        records: the images, one row each.
+        path: PNG to write.
+        title: above the picture.
+
+    Raises:
+        ValueError: the network has no LTPS, or there is no image.
+        DataError: an image cannot be read.
+    """
+    layers = [(name, cast(LTPS, module)) for name, module in network.backbone.ltps.items()]
+    if not layers or not records:
+        what = "the network has no LTPS" if not layers else "records is empty"
+        raise ValueError(f"{what}: there is no grid to draw")
+    size, patch = network.config.image_size, network.config.patch_size
+    images = torch.stack([normalize(resize(read_image(r.path), size)) for r in records])
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        angles = network.forward_features(images.to(device)).angles
+        grids = [
+            module.sampling_grid(angle).cpu()
+            for (_, module), angle in zip(layers, angles, strict=True)
+        ]
+    network.train(was_training)
+    angles = angles.cpu()
+    points = [module.source_points.detach().cpu() for _, module in layers]
+    pictures = denormalize(images).permute(0, 2, 3, 1).numpy()
+
+    cell = 1.15
+    tall = cell * size[0] / size[1]
+    with house_style():
+        figure = new_figure(
+            cell * (len(layers) + 1) + 1.0, len(records) * (tall + 0.3) + 0.5 + 0.4 * bool(title)
+        )
+        panels = figure.subplots(len(records), len(layers) + 1, squeeze=False)
+        for line, record in enumerate(records):
+            for axes in panels[line]:
+                axes.set_axis_off()
+                axes.imshow(pictures[line], interpolation="lanczos", aspect="equal")
+                _limit(axes, size, patch)
+            panels[line, 0].text(
+                -0.04,
+                0.5,
+                f"{VIEW_NAMES[record.view]}\nid {record.identity}",
+                transform=panels[line, 0].transAxes,
+                ha="right",
+                va="center",
+                linespacing=1.5,
+            )
+            for number, grid in enumerate(grids):
+                angle = float(angles[number, line])
+                _net(panels[line, number + 1], grid[line], points[number], angle, size, patch)
+        panels[0, 0].set_title("image", loc="center", fontsize=9.5, pad=5)
+        for number, (layer, _) in enumerate(layers):
+            panels[0, number + 1].set_title(f"layer {layer}", loc="center", fontsize=9.5, pad=5)
+        figure.supxlabel(
+            "white: the patch map as it is;  yellow: where the warp reads it;  "
+            "dots: control points;  number: the angle",
+            fontsize=8.5,
+            color=QUIET,
+        )
+        if title:
+            figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
+        save_figure(figure, path)
+
+
+def _limit(axes: Axes, size: tuple[int, int], patch: int) -> None:
+    """Leave room for points that are read beyond the border."""
+    height, width = size
+    margin = 0.5 * patch
+    axes.set_xlim(-margin, width + margin)
+    axes.set_ylim(height + margin, -margin)
+
+
+def _to_pixels(points: Tensor, size: tuple[int, int], patch: int) -> Tensor:
+    """(x, y) in [-1, 1], where ±1 are the centres of the outermost patches, to pixels."""
+    rows, columns = size[0] // patch, size[1] // patch
+    cells = torch.tensor([columns - 1, rows - 1], dtype=points.dtype)
+    return ((points + 1) / 2 * cells + 0.5) * patch - 0.5
+
+
+def _net(
+    axes: Axes, grid: Tensor, points: Tensor, angle: float, size: tuple[int, int], patch: int
+) -> None:
+    rows, columns = grid.shape[:2]
+    ys, xs = torch.meshgrid(
+        torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij"
+    )
+    plain = torch.stack([xs, ys], dim=-1)
+    for net, colour, width, opacity in ((plain, _PLAIN, 0.7, 0.65), (grid, _WARPED, 1.1, 1.0)):
+        vertices = _to_pixels(net, size, patch)
+        lines = [*vertices.numpy(), *vertices.transpose(0, 1).numpy()]
+        axes.add_collection(
+            LineCollection(lines, colors=colour, linewidths=width, alpha=opacity, clip_on=False)
+        )
+    turn = torch.tensor(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]],
+        dtype=points.dtype,
+    )
+    control = _to_pixels(points @ turn.T, size, patch)
+    axes.scatter(
+        control[:, 0], control[:, 1], s=14, color=_WARPED, edgecolor=INK, linewidth=0.6,
+        clip_on=False, zorder=3,
+    )  # fmt: skip
+    axes.text(
+        0.5, -0.015, f"{math.degrees(angle):+.1f}°", transform=axes.transAxes, ha="center",
+        va="top", fontsize=8,
+    )  # fmt: skip
