@@ -39,7 +39,11 @@ py::dict rank(const py::array_t<Real, 0>& distances, const Integers& query_ident
   const py::ssize_t queries = distances.shape(0);
   const py::ssize_t gallery = distances.shape(1);
   constexpr auto size = static_cast<py::ssize_t>(sizeof(Real));
-  if ((gallery > 1 && distances.strides(1) != size) || distances.strides(0) % size != 0) {
+  // The stride of a dimension that is never stepped along means nothing.
+  const bool steps_down = queries > 1 && gallery > 0;
+  const bool steps_right = queries > 0 && gallery > 1;
+  if ((steps_right && distances.strides(1) != size) ||
+      (steps_down && distances.strides(0) % size != 0)) {
     throw py::value_error("the rows of distances must be contiguous (numpy.ascontiguousarray)");
   }
   check_length(query_identities, "query_identities", queries);
@@ -52,7 +56,7 @@ py::dict rank(const py::array_t<Real, 0>& distances, const Integers& query_ident
   py::array_t<double> average_precision(queries);
   py::array_t<double> inp(queries);
   const gsalign::ranking::Problem<Real> problem{
-      distances.data(),        distances.strides(0) / size, queries, gallery,
+      distances.data(),        steps_down ? distances.strides(0) / size : 0, queries, gallery,
       query_identities.data(), gallery_identities.data(),   query_cameras.data(),
       gallery_cameras.data()};
   const gsalign::ranking::Scores scores{num_positives.mutable_data(), first_rank.mutable_data(),

@@ -106,7 +106,8 @@ def rank(
     try:
         scores = _compiled.rank(distances, *columns, threads=threads)
     except ValueError as error:
-        # All shapes were checked above, so this is a NaN.
+        if "NaN" not in str(error):
+            raise
         raise DataError(_nan_message(str(error))) from None
     return Ranking(**scores)
 
