@@ -54,12 +54,21 @@ class AnglePredictor(nn.Module):
 
     def forward(self, patch_map: Tensor) -> Tensor:
         """``[B, C, H, W] -> [B]``, radians in (-pi/2, pi/2), float32 or float64."""
-        response = promote(self.conv(patch_map).relu()).mean(dim=(2, 3))
+        response = self.conv(patch_map).relu()
+        # Half types are summed in float32, without a float32 copy of the map.
+        wide = torch.promote_types(response.dtype, torch.float32)
+        response = response.mean(dim=(2, 3), dtype=wide)
         with without_autocast(patch_map):
             # A few hundred numbers per image: float32 costs nothing, bf16 would cost the angle
             # two digits.
             hidden = self.hidden(response.to(self.hidden.weight.dtype)).relu()
             return promote(self.out(hidden)).squeeze(1).tanh() * (math.pi / 2)
+
+
+def _follow_loaded_weights(module: nn.Module, incompatible_keys: object) -> None:
+    """After loading with ``assign=True`` the weights may live elsewhere than the basis does."""
+    assert isinstance(module, LTPS)
+    module.basis = module._constant_basis()
 
 
 class LTPS(nn.Module):
@@ -88,6 +97,7 @@ class LTPS(nn.Module):
         self.source_points = nn.Parameter(torch.empty(points.shape).copy_(points))
         self.predictor = AnglePredictor(width, config.hidden)
         self.register_buffer("basis", self._constant_basis(), persistent=False)
+        self.register_load_state_dict_post_hook(_follow_loaded_weights)
 
     def _constant_basis(self) -> Tensor:
         """``M [H*W, K]`` for where and in what the module now computes."""

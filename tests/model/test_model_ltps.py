@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -103,6 +104,15 @@ def test_constants_survive_a_start_on_meta():
     assert ltps.source_points.is_meta and ltps.basis.is_meta
     ltps.to_empty(device="cpu")
     assert torch.equal(ltps.basis, LTPS(8, SIZE, LtpsConfig()).basis)
+
+
+def test_constants_follow_assigned_weights():
+    with torch.device("meta"):
+        ltps = LTPS(8, SIZE, LtpsConfig())
+    given = LTPS(8, SIZE, LtpsConfig()).double()
+    ltps.load_state_dict(given.state_dict(), assign=True)
+    assert torch.equal(ltps.basis, given.basis)
+    assert torch.equal(pickle.loads(pickle.dumps(ltps)).basis, given.basis)
 
 
 def test_bfloat16_autocast_keeps_angles_in_float32():
