@@ -168,26 +168,29 @@ class TrainTransform:
         if self.config.rotation == 0.0 and self.config.scale == 0.0:
             return self._copy(images, drawn)
         height, width = images.shape[-2:]
-        # Normalised coordinates of align_corners=False: -1 and 1 are the outer edges of the image.
-        # Output pixel -> crop frame (turned back, shrunk back, flipped back) -> image (shifted).
+        # In pixels from the centre: output -> crop frame (turned back, shrunk back, flipped back)
+        # -> image (shifted). The map is affine, so each coordinate is a term of the column plus
+        # a term of the row.
         cos, sin = np.cos(drawn.angle) / drawn.scale, np.sin(drawn.angle) / drawn.scale
         sign = np.where(drawn.flip, -1.0, 1.0)
-        theta = np.zeros((len(images), 2, 3))
-        theta[:, 0, 0] = sign * cos
-        theta[:, 0, 1] = sign * -sin * height / width
-        theta[:, 1, 0] = sin * width / height
-        theta[:, 1, 1] = cos
-        crop = torch.from_numpy(theta).float()
-        grid = F.affine_grid(crop, [len(images), 3, height, width], align_corners=False)
-        inside = None
+        columns, rows = np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2
+        x = _sums(np.outer(sign * cos, columns), np.outer(sign * -sin, rows), 2.0 / width)
+        y = _sums(np.outer(sin, columns), np.outer(cos, rows), 2.0 / height)
         if self.config.crop_padding:
-            inside = (grid.abs().amax(-1) <= 1.0).unsqueeze(1)
-            offset = drawn.shift[:, ::-1] * (2.0 / np.array([width, height]))
-            grid += torch.from_numpy(offset).float().view(-1, 1, 1, 2)
-        warped = F.grid_sample(
-            images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+            # -1 and 1 are the outer edges of the crop.
+            outside = (x.abs() > 1.0).logical_or_(y.abs() > 1.0)
+            shift = torch.from_numpy(drawn.shift * (2.0 / np.array([height, width]))).float()
+            y += shift[:, 0, None, None]
+            x += shift[:, 1, None, None]
+            # Far away is black, too.
+            x.masked_fill_(outside, 9.0)
+        return F.grid_sample(
+            images.float(),
+            torch.stack([x, y], dim=-1),
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
         )
-        return warped if inside is None else warped.mul_(inside)
 
     def _copy(self, images: Tensor, drawn: _Parameters) -> Tensor:
         padding = self.config.crop_padding
@@ -232,3 +235,10 @@ class TrainTransform:
             pixels.reshape(batch, 3, height * width),
         )
         return result.clamp_(-1.0, 1.0).view(batch, 3, height, width)
+
+
+def _sums(columns: NDArray[np.float64], rows: NDArray[np.float64], factor: float) -> Tensor:
+    """Return ``factor * (columns[b, j] + rows[b, i])`` as float32 ``[B, H, W]``."""
+    one = torch.from_numpy(columns * factor).float()
+    other = torch.from_numpy(rows * factor).float()
+    return one[:, None, :] + other[:, :, None]
