@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from gsalign.errors import CheckpointError
 from gsalign.files import atomic_write
 from gsalign.model.config import ModelConfig
-from gsalign.model.network import GSAlign
+from gsalign.model.network import GSAlign, without_values
 from gsalign.model.weights import copy_weights, read_state_dict
 
 FORMAT = "gsalign-weights-1"
@@ -70,7 +70,7 @@ def load_model(path: str | os.PathLike[str]) -> GSAlign:
     Raises:
         CheckpointError: the file is missing, damaged, not one of ours, or contradicts itself.
     """
-    model = GSAlign(read_weights_config(path))
+    model = without_values(read_weights_config(path))
     load_weights(model, path)
     return model.eval()
 

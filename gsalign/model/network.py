@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from gsalign.model import losses
@@ -183,3 +184,14 @@ class GSAlign(nn.Module):
             missing = "identities" if identities is None else "views"
             raise ValueError(f"{missing} must be given with the other labels, or neither")
         return self.losses(images, identities, views)
+
+
+def without_values(config: ModelConfig) -> GSAlign:
+    """A network on the CPU whose weights are still to be loaded, all of them.
+
+    Spares drawing a hundred million random numbers only to overwrite them, and leaves PyTorch's
+    generator alone.
+    """
+    with torch.device("meta"):
+        model = GSAlign(config)
+    return model.to_empty(device="cpu")

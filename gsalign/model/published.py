@@ -14,7 +14,7 @@ import gsalign_kernels
 from gsalign.errors import CheckpointError
 from gsalign.model.config import DamConfig, LtpsConfig, ModelConfig
 from gsalign.model.ltps import PREFIX, control_grid
-from gsalign.model.network import GSAlign
+from gsalign.model.network import GSAlign, without_values
 from gsalign.model.weights import copy_weights, name_some, read_state_dict
 
 _FIXED = {
@@ -296,6 +296,6 @@ def load_published(
             "the checkpoint was trained with"
         )
     _check_derived(state, config)
-    model = GSAlign(config)
+    model = without_values(config)
     copy_weights(model, {ours: state[theirs] for theirs, ours in names.items()}, names=names)
     return model.eval()

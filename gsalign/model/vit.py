@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import timm.models.vision_transformer
 import torch
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -78,24 +79,24 @@ class Backbone(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        vit = timm.models.vision_transformer.VisionTransformer(
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            embed_dim=config.width,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            qkv_bias=True,
-            drop_path_rate=config.drop_path,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            num_classes=0,
-            global_pool="",
-            class_token=False,
-            pos_embed="none",
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
+        self.patch_embed = PatchEmbed(config.image_size, config.patch_size, 3, config.width)
+        self.blocks = nn.ModuleList(
+            Block(
+                config.width,
+                config.num_heads,
+                mlp_ratio=config.mlp_ratio,
+                qkv_bias=True,
+                drop_path=config.drop_path * index / max(config.depth - 1, 1),
+                norm_layer=norm,
+            )
+            for index in range(config.depth)
         )
-        self.patch_embed = vit.patch_embed
-        self.blocks = nn.ModuleList(vit.blocks)
-        self.norm = vit.norm
+        self.norm = norm(config.width)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
 
         rows, columns = config.grid
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))

@@ -99,3 +99,12 @@ def test_an_interrupted_save_keeps_the_old_file(tiny_config, make_model, tmp_pat
         save_weights(make_model(tiny_config, 0.5), path)
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_loading_draws_no_random_numbers(tiny_config, make_model, tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_weights(make_model(tiny_config), path)
+    before = torch.get_rng_state()
+    model = load_model(path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
