@@ -61,10 +61,15 @@ def masked_part_pool(
     if not eps > 0.0:
         raise ValueError(f"eps: wanted a positive number, got {eps}")
     positions = tokens.shape[1] - prefix
-    if isinstance(masks, Tensor) and masks.dim() == 2:
-        checks.check_tensor("masks", masks, ("P", positions))
-    else:
-        checks.check_tensor("masks", masks, (tokens.shape[0], "P", positions))
+    shared = isinstance(masks, Tensor) and masks.dim() == 2
+    checks.check_tensor("masks", masks, ("P", "N") if shared else ("B", "P", "N"))
+    # The wanted shape is put into words only for the message: under torch.compile lengths can be
+    # symbols, which have none.
+    if masks.shape[-1] != positions or (not shared and masks.shape[0] != tokens.shape[0]):
+        batch = "" if shared else f"{tokens.shape[0]}, "
+        raise ValueError(
+            f"masks: wanted shape [{batch}P, {positions}], got {checks.shape_text(masks.shape)}"
+        )
     checks.check_same_device(tokens=tokens, masks=masks)
     masks = masks.to(checks.coordinates_dtype(tokens))
     chosen = backends.select("masked_part_pool", tokens.device, implementation)

@@ -42,11 +42,20 @@ def masked_prototype_loss(
         KernelUnavailableError: the named implementation cannot run.
     """
     checks.check_tensor("features", features, ("B", "D"))
-    checks.check_tensor("masks", masks, tuple(features.shape))
+    checks.check_tensor("masks", masks, ("B", "D"))
+    if masks.shape != features.shape:
+        raise ValueError(
+            f"masks: wanted the shape of features {checks.shape_text(features.shape)}, "
+            f"got {checks.shape_text(masks.shape)}"
+        )
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         came = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"labels: wanted an integer tensor, got {came}")
-    checks.check_shape("labels", labels, (features.shape[0],))
+    checks.check_shape("labels", labels, ("B",))
+    if labels.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"labels: wanted one per row of features, {features.shape[0]}, got {labels.shape[0]}"
+        )
     checks.check_same_device(features=features, masks=masks, labels=labels)
     dtype = reference.computation_dtype(features, masks)
     features, masks, labels = features.to(dtype), masks.to(dtype), labels.long()

@@ -112,12 +112,16 @@ GSALIGN_CLONES static void maximum(
     S* __restrict largest, Position<S>* __restrict position, Position<S> first,
     const S* __restrict weights, const S* __restrict rows, std::int64_t stride,
     std::int64_t count) {
+  S w[Count];
+  for (int i = 0; i < Count; ++i) {
+    w[i] = weights[i];
+  }
 #pragma omp simd
   for (std::int64_t c = 0; c < count; ++c) {
     S best = largest[c];
     Position<S> where = position[c];
     for (int i = 0; i < Count; ++i) {
-      const S value = weights[i] * rows[i * stride + c];
+      const S value = w[i] * rows[i * stride + c];
       const bool taken = takes_over(value, best);
       best = taken ? value : best;
       where = taken ? first + i : where;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gsalign_kernels.reference.precision import without_autocast
 from gsalign_kernels.reference.tps import computation_dtype
 
 
@@ -34,22 +35,23 @@ def masked_part_pool(
     activation: str | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Pooled ``[B, P, C]`` and visibility ``[B, P]`` of the tokens behind the prefix."""
+    """Pooled ``[B, P, C]`` and visibility ``[B, P]`` of the tokens behind the prefix.
+
+    A map of no positions pools to zeros in every mode, and still has (empty) gradients.
+    """
     dtype = computation_dtype(tokens, masks)
     body = tokens[:, prefix:].to(dtype)
     weights = part_weights(masks.to(dtype), activation)
     weights = weights.expand(tokens.shape[0], -1, -1)
     visibility = part_visibility(weights, activation)
     positions = body.shape[1]
-    if mode == "max":
-        if positions == 0:
-            pooled = body.new_zeros(body.shape[0], weights.shape[1], body.shape[2])
-        else:
-            pooled = (weights.unsqueeze(-1) * body.unsqueeze(1)).max(dim=2).values
+    if mode == "max" and positions > 0:
+        pooled = (weights.unsqueeze(-1) * body.unsqueeze(1)).max(dim=2).values
     else:
-        pooled = weights @ body
+        with without_autocast(body):
+            pooled = weights @ body
         if mode == "weighted_mean":
             pooled = pooled / weights.sum(dim=-1, keepdim=True).clamp(min=eps)
-        else:
+        elif mode == "mean":
             pooled = pooled / max(positions, 1)
     return pooled.to(tokens.dtype), visibility

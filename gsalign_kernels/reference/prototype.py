@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from gsalign_kernels.reference.precision import without_autocast
 from gsalign_kernels.reference.tps import computation_dtype
 
 SMALLEST_MASK = 1e-6
@@ -18,7 +19,8 @@ def class_means(features: Tensor, labels: Tensor) -> Tensor:
     synchronisation, and shapes that do not depend on the labels.
     """
     same = (labels.unsqueeze(0) == labels.unsqueeze(1)).to(features.dtype)
-    return (same @ features) / same.sum(dim=1, keepdim=True)
+    with without_autocast(features):
+        return (same @ features) / same.sum(dim=1, keepdim=True)
 
 
 def masked_prototype_loss(features: Tensor, masks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,634 @@
+"""Masked part pooling: every implementation that can run here against the float64 reference."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from support import (
+    assert_close_to_reference,
+    bitwise_equal,
+    device_of,
+    fused,
+    in_float64,
+    poisoned_memory,
+    random,
+    strided,
+    threads,
+)
+from torch import Tensor
+
+import gsalign_kernels as kernels
+from gsalign_kernels.pool import ACTIVATIONS, MODES
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+CASES = list(itertools.product(MODES, ACTIVATIONS))
+NAMES = ("pooled", "visibility", "d tokens", "d masks")
+
+# (B, P, N, C, prefix): every length that meets an end of a group of rows or a chunk of channels.
+SIZES = (
+    (3, 6, 128, 48, 1),
+    (1, 1, 128, 769, 0),
+    (3, 33, 7, 7, 2),
+    (2, 2, 1, 1, 0),
+    (1, 8, 9, 257, 1),
+    (2, 9, 31, 16, 0),
+)
+
+
+def dtype_of_masks(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def inputs(size, *, dtype, shared=False, activation=None, seed=0, device="cpu"):
+    """Tokens, masks and upstream gradients of both results.
+
+    Weights are not negative, the first of several parts hides everything where masks are weights.
+    """
+    batch, parts, positions, channels, prefix = size
+    tokens = random(batch, prefix + positions, channels, seed=seed, dtype=dtype)
+    lengths = (parts, positions) if shared else (batch, parts, positions)
+    masks = random(*lengths, seed=seed + 1, dtype=dtype_of_masks(dtype))
+    if activation is None:
+        masks = masks.abs()
+        if parts > 1:
+            masks[..., 0, :] = 0.0
+    upstream = random(batch, parts, channels, seed=seed + 2, dtype=dtype)
+    seen = random(batch, parts, seed=seed + 3, dtype=dtype_of_masks(dtype))
+    return tuple(t.to(device) for t in (tokens, masks, upstream, seen))
+
+
+def run(implementation, tokens, masks, upstream, seen, **options):
+    """Both results and both gradients."""
+    tokens, masks = (t.detach().requires_grad_() for t in (tokens, masks))
+    results = kernels.masked_part_pool(tokens, masks, implementation=implementation, **options)
+    return *results, *torch.autograd.grad(results, (tokens, masks), (upstream, seen))
+
+
+def assert_all_close(actual, expected, dtype):
+    for name, ours, theirs in zip(NAMES, actual, expected, strict=True):
+        kind = dtype if name in ("pooled", "d tokens") else dtype_of_masks(dtype)
+        assert_close_to_reference(ours, theirs, kind, name=name)
+
+
+def in_reference(arguments, **options):
+    return run("reference", *(in_float64(t) for t in arguments), **options)
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("mode", "activation"), CASES)
+def test_agrees_with_the_reference(implementation, mode, activation, dtype, shared):
+    for seed, size in enumerate(SIZES):
+        arguments = inputs(
+            size,
+            dtype=dtype,
+            shared=shared,
+            activation=activation,
+            seed=10 * seed,
+            device=device_of(implementation),
+        )
+        options = {"prefix": size[-1], "mode": mode, "activation": activation}
+        with poisoned_memory():
+            actual = run(implementation, *arguments, **options)
+        assert_all_close(actual, in_reference(arguments, **options), dtype)
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("mode", "activation"), CASES)
+def test_empty_lengths(implementation, mode, activation, shared):
+    for empty in range(4):
+        size = [2, 3, 5, 4, 1]
+        size[empty] = 0
+        arguments = inputs(size, dtype=torch.float32, shared=shared, activation=activation)
+        arguments = [t.to(device_of(implementation)) for t in arguments]
+        options = {"prefix": 1, "mode": mode, "activation": activation}
+        with poisoned_memory():
+            actual = run(implementation, *arguments, **options)
+        assert_all_close(actual, in_reference(arguments, **options), torch.float32)
+
+
+def scalar_pool(tokens: Tensor, masks: Tensor, prefix, mode, activation, eps):
+    """The documented formulas, element by element in Python's own arithmetic."""
+    batch, count, channels = tokens.shape
+    parts = masks.shape[-2]
+    positions = count - prefix
+    pooled = torch.zeros(batch, parts, channels, dtype=torch.float64)
+    visibility = torch.zeros(batch, parts, dtype=torch.float64)
+    for b in range(batch):
+        logits = (masks if masks.dim() == 2 else masks[b]).tolist()
+        weights = [row[:] for row in logits]
+        for n in range(positions):
+            for p in range(parts):
+                if activation == "sigmoid":
+                    weights[p][n] = 1.0 / (1.0 + math.exp(-logits[p][n]))
+                elif activation == "softmax":
+                    total = sum(math.exp(logits[q][n]) for q in range(parts))
+                    weights[p][n] = math.exp(logits[p][n]) / total
+        for p in range(parts):
+            visibility[b, p] = max(weights[p])
+            for c in range(channels):
+                values = [weights[p][n] * float(tokens[b, prefix + n, c]) for n in range(positions)]
+                if mode == "max":
+                    pooled[b, p, c] = max(values)
+                elif mode == "mean":
+                    pooled[b, p, c] = math.fsum(values) / positions
+                else:
+                    pooled[b, p, c] = math.fsum(values) / max(math.fsum(weights[p]), eps)
+    return pooled, visibility
+
+
+@pytest.mark.parametrize(
+    "implementation",
+    ["reference", *(p for p in fused("masked_part_pool") if p.values[0] == "cpp")],
+)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("mode", "activation"), CASES)
+def test_agrees_with_scalar_arithmetic(implementation, mode, activation, shared):
+    tokens, masks, *_ = inputs(
+        (2, 3, 11, 5, 1), dtype=torch.float64, shared=shared, activation=activation
+    )
+    actual = kernels.masked_part_pool(
+        tokens,
+        masks,
+        prefix=1,
+        mode=mode,
+        activation=activation,
+        implementation=implementation,
+    )
+    expected = scalar_pool(tokens, masks, 1, mode, activation, 1e-6)
+    assert_close_to_reference(actual[0], expected[0], torch.float64, name="pooled")
+    assert_close_to_reference(actual[1], expected[1], torch.float64, name="visibility")
+
+
+ALL = ["reference", *fused("masked_part_pool")]
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_stripes_are_adaptive_pooling(implementation):
+    height, width, parts = 12, 5, 4
+    device = device_of(implementation)
+    image = random(3, 20, height, width, seed=4, dtype=torch.float32).abs().to(device)
+    tokens = image.flatten(2).transpose(1, 2)
+    row = torch.arange(height * width) // width
+    stripe = (row // (height // parts)).unsqueeze(0) == torch.arange(parts).unsqueeze(1)
+    for mode, pool in (
+        ("weighted_mean", torch.nn.functional.adaptive_avg_pool2d),
+        ("max", torch.nn.functional.adaptive_max_pool2d),
+    ):
+        pooled, visibility = kernels.masked_part_pool(
+            tokens, stripe.float().to(device), mode=mode, implementation=implementation
+        )
+        expected = pool(image.double(), (parts, 1)).squeeze(-1).transpose(1, 2)
+        assert_close_to_reference(pooled, expected, torch.float32, name=mode)
+        assert torch.equal(visibility, torch.ones(3, parts, device=device))
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_one_uniform_part_is_the_plain_mean(implementation):
+    tokens = random(4, 33, 70, seed=0, dtype=torch.float32).to(device_of(implementation))
+    ones = torch.ones(1, 32, device=tokens.device)
+    for mode in ("weighted_mean", "mean"):
+        pooled, _ = kernels.masked_part_pool(
+            tokens, ones, prefix=1, mode=mode, implementation=implementation
+        )
+        expected = tokens[:, 1:].double().mean(dim=1, keepdim=True)
+        assert_close_to_reference(pooled, expected, torch.float32)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_an_invisible_part_gives_zeros_and_no_division_by_zero(implementation):
+    tokens, _, upstream, seen = inputs(
+        (2, 3, 6, 4, 0), dtype=torch.float32, device=device_of(implementation)
+    )
+    masks = torch.zeros(2, 3, 6, device=tokens.device)
+    pooled, visibility, grad_tokens, grad_masks = run(
+        implementation, tokens, masks, upstream, seen, eps=0.5
+    )
+    assert not pooled.any() and not visibility.any() and not grad_tokens.any()
+    # Below eps the divisor is a constant: the gradient is sum_c g x / eps, and no more.
+    expected = torch.einsum("bpc,bnc->bpn", upstream.double(), tokens.double()) / 0.5
+    expected[:, :, 0] += seen.double()
+    assert_close_to_reference(grad_masks, expected, torch.float32)
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_eps_on_both_sides_of_the_sums(implementation, activation):
+    arguments = inputs(
+        (3, 4, 20, 9, 0),
+        dtype=torch.float64,
+        activation=activation,
+        device=device_of(implementation),
+    )
+    weights = arguments[1]
+    if activation == "softmax":
+        weights = weights.softmax(dim=1)
+    elif activation == "sigmoid":
+        weights = weights.sigmoid()
+    sums = weights.sum(dim=-1).flatten().sort().values
+    eps = float(sums[5:7].mean())  # half of the twelve sums lie below
+    options = {"activation": activation, "eps": eps}
+    actual = run(implementation, *arguments, **options)
+    assert_all_close(actual, in_reference(arguments, **options), torch.float64)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_of_equal_weights_the_first_is_the_visible_one(implementation):
+    tokens = torch.ones(1, 5, 2, device=device_of(implementation))
+    masks = torch.tensor([[0.5, 0.25, 0.5, 0.5, 0.0]], device=tokens.device, requires_grad=True)
+    _, visibility = kernels.masked_part_pool(tokens, masks, implementation=implementation)
+    visibility.sum().backward()
+    assert visibility.item() == 0.5
+    assert masks.grad.tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_of_equal_maxima_the_first_gets_the_gradient(implementation):
+    tokens = torch.tensor([[[1.0], [3.0], [3.0], [-3.0]]], device=device_of(implementation))
+    tokens.requires_grad_()
+    pooled, _ = kernels.masked_part_pool(
+        tokens,
+        torch.ones(1, 4, device=tokens.device),
+        mode="max",
+        implementation=implementation,
+    )
+    pooled.sum().backward()
+    assert pooled.item() == 3.0
+    assert tokens.grad.flatten().tolist() == [0.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_a_part_masked_out_by_an_infinite_logit_is_gone(implementation):
+    tokens, logits, *_ = inputs((2, 3, 9, 4, 0), dtype=torch.float32, activation="softmax")
+    logits[:, 1] = -math.inf
+    device = device_of(implementation)
+    for activation in ("softmax", "sigmoid"):
+        pooled, visibility = kernels.masked_part_pool(
+            tokens.to(device),
+            logits.to(device),
+            activation=activation,
+            implementation=implementation,
+        )
+        assert not visibility[:, 1].any() and not pooled[:, 1].any()
+        assert pooled.isfinite().all() and visibility[:, [0, 2]].all()
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+def test_extreme_logits(implementation):
+    tokens, _, upstream, seen = inputs((1, 4, 300, 3, 0), dtype=torch.float32)
+    seen = torch.zeros_like(seen)  # where several weights round to 1, types differ on the first
+    logits = torch.linspace(-120.0, 120.0, 1200).reshape(1, 4, 300)
+    arguments = [t.to(device_of(implementation)) for t in (tokens, logits, upstream, seen)]
+    for activation in ("softmax", "sigmoid"):
+        options = {"activation": activation, "mode": "mean"}
+        actual = run(implementation, *arguments, **options)
+        assert_all_close(actual, in_reference(arguments, **options), torch.float32)
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+@pytest.mark.parametrize("mode", MODES)
+def test_nan_stays_where_the_reference_has_it(implementation, mode):
+    tokens, masks, upstream, seen = inputs((3, 4, 20, 6, 0), dtype=torch.float32)
+    tokens[0, 13, 2] = math.nan
+    masks[1, 2, 11] = math.nan
+    masks[2, 3, 5] = math.inf
+    tokens[2, 6, 1] = -math.inf
+    arguments = [t.to(device_of(implementation)) for t in (tokens, masks, upstream, seen)]
+    actual = run(implementation, *arguments, mode=mode)
+    expected = run("reference", *arguments, mode=mode)
+    for name, ours, theirs in zip(NAMES[:2], actual[:2], expected[:2], strict=True):
+        assert torch.equal(ours.isnan(), theirs.isnan()), name
+        assert torch.equal(ours.isinf(), theirs.isinf()), name
+    healthy = ~expected[2].isnan()
+    assert actual[2][healthy].isfinite().all() == expected[2][healthy].isfinite().all()
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", MODES)
+def test_any_strides(implementation, dtype, mode):
+    for shared in (False, True):
+        arguments = inputs(
+            (3, 6, 20, 40, 1), dtype=dtype, shared=shared, device=device_of(implementation)
+        )
+        expected = run(implementation, *arguments, prefix=1, mode=mode)
+        actual = run(implementation, *(strided(t) for t in arguments), prefix=1, mode=mode)
+        tokens, *rest = arguments
+        transposed = tokens.transpose(1, 2).contiguous().transpose(1, 2)
+        wide = torch.cat([tokens, tokens], dim=2)[:, :, :40]
+        for name, ours, theirs in zip(NAMES, actual, expected, strict=True):
+            assert bitwise_equal(ours, theirs), name
+        for view in (transposed, wide):
+            actual = run(implementation, view, *rest, prefix=1, mode=mode)
+            assert all(map(bitwise_equal, actual, expected))
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+def test_expanded_arguments_and_gradients(implementation):
+    device = device_of(implementation)
+    tokens = random(1, 8, 5, seed=0, dtype=torch.float32).expand(3, -1, -1).to(device)
+    masks = random(1, 1, 8, seed=1, dtype=torch.float32).abs().expand(3, 2, -1).to(device)
+    upstream = torch.ones((), device=device).expand(3, 2, 5)
+    seen = torch.ones((), device=device).expand(3, 2)
+    actual = run(implementation, tokens, masks, upstream, seen)
+    assert_all_close(actual, in_reference((tokens, masks, upstream, seen)), torch.float32)
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+def test_one_result_or_one_argument_alone(implementation):
+    tokens, masks, upstream, seen = inputs(
+        (2, 3, 10, 6, 0), dtype=torch.float32, device=device_of(implementation)
+    )
+    _, _, both_tokens, _ = run(implementation, tokens, masks, upstream, 0 * seen)
+    _, _, _, seen_masks = run(implementation, tokens, masks, 0 * upstream, seen)
+    leaf = tokens.clone().requires_grad_()
+    pooled, _ = kernels.masked_part_pool(leaf, masks, implementation=implementation)
+    pooled.backward(upstream)
+    assert bitwise_equal(leaf.grad, both_tokens)
+    leaf = masks.clone().requires_grad_()
+    _, visibility = kernels.masked_part_pool(tokens, leaf, implementation=implementation)
+    visibility.backward(seen)
+    assert bitwise_equal(leaf.grad, seen_masks)
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("mode", "activation"), CASES)
+def test_every_bit_is_the_same_for_any_threads_runs_and_batches(
+    implementation, dtype, mode, activation
+):
+    options = {"prefix": 1, "mode": mode, "activation": activation}
+    for shared in (False, True):
+        arguments = inputs(
+            (5, 6, 40, 300, 1),
+            dtype=dtype,
+            shared=shared,
+            activation=activation,
+            device=device_of(implementation),
+        )
+        with threads(1):
+            first = run(implementation, *arguments, **options)
+        for count in (2, 2, 3):
+            with threads(count):
+                again = run(implementation, *arguments, **options)
+            for name, left, right in zip(NAMES, first, again, strict=True):
+                assert bitwise_equal(left, right), f"{name} with {count} threads"
+    tokens, masks, upstream, seen = arguments
+    alone = run(implementation, tokens[3:4], masks, upstream[3:4], seen[3:4], **options)
+    for name, left, right in zip(NAMES[:3], first[:3], alone[:3], strict=True):
+        assert bitwise_equal(left[3:4], right), f"{name} of a sample by itself"
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize(("mode", "activation"), CASES)
+def test_gradcheck(implementation, mode, activation):
+    if implementation == "cpp" and fused("masked_part_pool")[0].marks[0].args[0]:
+        pytest.skip("cpp cannot run here")
+    for shared, eps in ((False, 1e-6), (True, 2.0)):
+        tokens, masks, *_ = inputs(
+            (2, 3, 5, 3, 1), dtype=torch.float64, shared=shared, activation=activation
+        )
+        if activation is None:  # equal weights would be a kink of the visibility
+            masks = random(*masks.shape, seed=9).abs() + 0.1
+        assert torch.autograd.gradcheck(
+            lambda t, m, eps=eps: kernels.masked_part_pool(
+                t,
+                m,
+                prefix=1,
+                mode=mode,
+                activation=activation,
+                eps=eps,
+                implementation=implementation,
+            ),
+            (tokens.requires_grad_(), masks.requires_grad_()),
+        )
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+def test_differentiating_twice_refuses_and_names_the_reference(implementation):
+    tokens, masks, *_ = inputs((1, 2, 4, 3, 0), dtype=torch.float32)
+    device = device_of(implementation)
+    tokens, masks = (t.to(device).requires_grad_() for t in (tokens, masks))
+    pooled, _ = kernels.masked_part_pool(tokens, masks, implementation=implementation)
+    (grad,) = torch.autograd.grad(pooled.square().sum(), tokens, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"masked_part_pool: .*implementation='reference'"):
+        grad.sum().backward()
+
+
+def test_the_reference_can_be_differentiated_twice():
+    tokens, masks, *_ = inputs((1, 2, 4, 2, 0), dtype=torch.float64, activation="softmax")
+    assert torch.autograd.gradgradcheck(
+        lambda t, m: kernels.masked_part_pool(
+            t, m, activation="softmax", implementation="reference"
+        ),
+        (tokens.requires_grad_(), masks.requires_grad_()),
+    )
+
+
+needs_cpp = pytest.mark.skipif(
+    "cpp" not in kernels.backends.fused_implementations("masked_part_pool")
+    or kernels.backends.reason_here("masked_part_pool", "cpp") is not None,
+    reason="the cpp operators cannot run here",
+)
+
+
+def bare_arguments(mode=0, activation=0, shared=False, dtype=torch.float32):
+    tokens, masks, upstream, seen = inputs(
+        (2, 3, 6, 5, 1), dtype=dtype, shared=shared, activation=ACTIVATIONS[activation]
+    )
+    return (tokens, masks, 1, mode, activation, 1e-6), upstream, seen
+
+
+@needs_cpp
+@pytest.mark.parametrize(
+    ("mode", "activation", "shared", "dtype"),
+    [(0, 1, False, torch.float32), (1, 2, True, torch.bfloat16), (2, 0, False, torch.float64)],
+)
+def test_opcheck(mode, activation, shared, dtype):
+    forward, upstream, seen = bare_arguments(mode, activation, shared, dtype)
+    op = torch.ops.gsalign.masked_part_pool.default
+    pooled, _, totals, peaks, winners = op(*forward)
+    tokens, masks, *rest = forward
+    torch.library.opcheck(op, (tokens.requires_grad_(), masks.requires_grad_(), *rest))
+    backward = (upstream, seen, tokens.detach(), masks.detach(), pooled, totals, peaks, winners)
+    torch.library.opcheck(
+        torch.ops.gsalign.masked_part_pool_backward.default,
+        (*backward, *rest),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def bad(**changes):
+    good = {
+        "tokens": torch.zeros(2, 7, 5),
+        "masks": torch.zeros(2, 3, 6),
+        "prefix": 1,
+        "mode": "mean",
+        "activation": None,
+        "eps": 1e-6,
+    }
+    return {**good, **changes}
+
+
+@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"tokens": torch.zeros(7, 5)}, ValueError, r"tokens: wanted 3 dimensions.*\[7, 5\]"),
+        ({"tokens": [1.0]}, TypeError, "tokens: wanted a tensor, got list"),
+        ({"tokens": torch.zeros(2, 7, 5, dtype=torch.int64)}, TypeError, "tokens: .*int64"),
+        ({"masks": torch.zeros(2, 3, 7)}, ValueError, r"masks: .*\[2, P, 6\].*\[2, 3, 7\]"),
+        ({"masks": torch.zeros(3, 3, 6)}, ValueError, r"masks: .*\[2, P, 6\].*\[3, 3, 6\]"),
+        ({"masks": torch.zeros(3, 7)}, ValueError, r"masks: .*\[P, 6\].*\[3, 7\]"),
+        ({"masks": torch.zeros(6)}, ValueError, "masks: wanted 3 dimensions"),
+        ({"masks": torch.zeros(2, 3, 6, dtype=torch.bool)}, TypeError, "masks: .*bool"),
+        ({"masks": torch.zeros(2, 3, 6, device="meta")}, ValueError, "masks: is on meta"),
+        ({"prefix": 8}, ValueError, "prefix: wanted 0 to 7 .*got 8"),
+        ({"prefix": -1}, ValueError, "prefix: wanted 0 to 7 .*got -1"),
+        ({"mode": "median"}, ValueError, "mode: .*'max'.*'median'"),
+        ({"activation": "relu"}, ValueError, "activation: .*'sigmoid'.*'relu'"),
+        ({"eps": 0.0}, ValueError, "eps: wanted a positive number, got 0"),
+        ({"eps": math.nan}, ValueError, "eps: wanted a positive number, got nan"),
+        ({"implementation": "fortran"}, ValueError, "implementation: .*cpp.*'fortran'"),
+    ],
+)
+def test_errors_name_the_argument(implementation, changes, error, words):
+    arguments = {"implementation": implementation, **bad(**changes)}
+    device = device_of(implementation)
+    for name in ("tokens", "masks"):
+        if isinstance(arguments[name], Tensor) and arguments[name].device.type == "cpu":
+            arguments[name] = arguments[name].to(device)
+    with pytest.raises(error, match=words):
+        kernels.masked_part_pool(arguments.pop("tokens"), arguments.pop("masks"), **arguments)
+
+
+@needs_cpp
+@pytest.mark.parametrize(
+    ("position", "value", "words"),
+    [
+        (0, torch.zeros(2, 7), "tokens"),
+        (1, torch.zeros(2, 3, 7), "masks"),
+        (1, torch.zeros(6), "masks"),
+        (1, torch.zeros(2, 3, 6, dtype=torch.float64), "masks"),
+        (0, torch.zeros(2, 7, 5, dtype=torch.int32), "tokens|masks"),
+        (2, 8, "prefix"),
+        (2, -1, "prefix"),
+        (3, 3, "mode"),
+        (4, -1, "activation"),
+        (5, 0.0, "eps"),
+    ],
+)
+def test_the_bare_operator_checks_too(position, value, words):
+    arguments = list(bare_arguments()[0])
+    arguments[position] = value
+    with pytest.raises(RuntimeError, match=words):
+        torch.ops.gsalign.masked_part_pool.default(*arguments)
+
+
+@needs_cpp
+def test_the_bare_backward_operator_checks_too():
+    forward, upstream, seen = bare_arguments(mode=2)
+    kept = torch.ops.gsalign.masked_part_pool.default(*forward)
+    arguments = [upstream, seen, *forward[:2], kept[0], *kept[2:], *forward[2:]]
+    backward = torch.ops.gsalign.masked_part_pool_backward.default
+    backward(*arguments)
+    for position in range(8):
+        for wrong in (arguments[position][:1], arguments[position].short()):
+            broken = [*arguments[:position], wrong, *arguments[position + 1 :]]
+            with pytest.raises(RuntimeError):
+                backward(*broken)
+
+
+@needs_cpp
+def test_positions_out_of_range_are_not_followed():
+    forward, upstream, seen = bare_arguments(mode=2)
+    pooled, _, totals, peaks, winners = torch.ops.gsalign.masked_part_pool.default(*forward)
+    for wild in (-1, 6, 2**31 - 1, -(2**31)):
+        grads = torch.ops.gsalign.masked_part_pool_backward.default(
+            upstream,
+            seen,
+            *forward[:2],
+            pooled,
+            totals,
+            torch.full_like(peaks, wild),
+            torch.full_like(winners, wild),
+            *forward[2:],
+        )
+        assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+def test_compiles_as_one_graph_and_exports(implementation):
+    device = device_of(implementation)
+
+    class Pool(torch.nn.Module):
+        def forward(self, tokens: Tensor, logits: Tensor):
+            return kernels.masked_part_pool(
+                tokens, logits, prefix=1, activation="softmax", implementation=implementation
+            )
+
+    compiled = torch.compile(Pool(), fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in ((2, 3, 6, 5, 1), (3, 4, 9, 8, 1)):
+        tokens, masks, upstream, seen = inputs(
+            size, dtype=torch.float32, activation="softmax", device=device
+        )
+        expected = run(
+            implementation, tokens, masks, upstream, seen, prefix=1, activation="softmax"
+        )
+        tokens, masks = tokens.requires_grad_(), masks.requires_grad_()
+        results = compiled(tokens, masks)
+        grads = torch.autograd.grad(results, (tokens, masks), (upstream, seen))
+        for name, ours, theirs in zip(NAMES, (*results, *grads), expected, strict=True):
+            assert bitwise_equal(ours, theirs), name
+    tokens, masks = tokens.detach(), masks.detach()
+    exported = torch.export.export(Pool(), (tokens, masks)).module()
+    for ours, theirs in zip(exported(tokens, masks), expected[:2], strict=True):
+        assert bitwise_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_masks_in_float32(implementation, dtype):
+    device = device_of(implementation)
+    tokens, masks, upstream, seen = inputs(
+        (2, 3, 10, 8, 0), dtype=dtype, activation="softmax", device=device
+    )
+    expected = run(implementation, tokens, masks, upstream, seen, activation="softmax")
+    leaves = [t.detach().requires_grad_() for t in (tokens, masks)]
+    with torch.autocast(device, dtype=dtype):
+        results = kernels.masked_part_pool(
+            *leaves, activation="softmax", implementation=implementation
+        )
+    actual = (*results, *torch.autograd.grad(results, leaves, (upstream, seen)))
+    assert [t.dtype for t in actual] == [dtype, torch.float32, dtype, torch.float32]
+    assert_all_close(actual, [t.double() for t in expected], dtype)
+
+
+@needs_cpp
+def test_autocast_lifts_half_masks_of_the_bare_operator():
+    tokens, masks, *_ = inputs((2, 3, 10, 8, 0), dtype=torch.bfloat16)
+    masks = masks.bfloat16()
+    op = torch.ops.gsalign.masked_part_pool.default
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lifted = op(tokens, masks, 0, 0, 0, 1e-6)
+    expected = op(tokens, masks.float(), 0, 0, 0, 1e-6)
+    assert all(map(bitwise_equal, lifted, expected))
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_masks_of_another_type_are_converted(implementation):
+    tokens, masks, *_ = inputs(
+        (2, 3, 10, 8, 0), dtype=torch.float32, device=device_of(implementation)
+    )
+    expected = kernels.masked_part_pool(tokens, masks, implementation=implementation)
+    actual = kernels.masked_part_pool(tokens, masks.double(), implementation=implementation)
+    assert all(map(bitwise_equal, actual, expected))
+    leaf = masks.half().requires_grad_()
+    pooled, visibility = kernels.masked_part_pool(tokens, leaf, implementation=implementation)
+    (pooled.sum() + visibility.sum()).backward()
+    assert leaf.grad.dtype == torch.float16 and visibility.dtype == torch.float32
