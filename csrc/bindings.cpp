@@ -23,18 +23,21 @@ using Integers = py::array_t<std::int64_t, py::array::c_style>;
 
 void check_length(const Integers& array, const char* name, py::ssize_t wanted) {
   if (array.ndim() != 1 || array.shape(0) != wanted) {
-    throw py::value_error(std::string(name) + " must have shape [" + std::to_string(wanted) +
-                          "], got " + py::str(array.attr("shape")).cast<std::string>());
+    throw py::value_error(
+        std::string(name) + " must have shape [" + std::to_string(wanted) + "], got " +
+        py::str(array.attr("shape")).cast<std::string>());
   }
 }
 
 template <typename Real>
-py::dict rank(const py::array_t<Real, 0>& distances, const Integers& query_identities,
-              const Integers& gallery_identities, const Integers& query_cameras,
-              const Integers& gallery_cameras, int threads) {
+py::dict rank(
+    const py::array_t<Real, 0>& distances, const Integers& query_identities,
+    const Integers& gallery_identities, const Integers& query_cameras,
+    const Integers& gallery_cameras, int threads) {
   if (distances.ndim() != 2) {
-    throw py::value_error("distances must have shape [Q, G], got " +
-                          py::str(distances.attr("shape")).template cast<std::string>());
+    throw py::value_error(
+        "distances must have shape [Q, G], got " +
+        py::str(distances.attr("shape")).template cast<std::string>());
   }
   const py::ssize_t queries = distances.shape(0);
   const py::ssize_t gallery = distances.shape(1);
@@ -56,19 +59,25 @@ py::dict rank(const py::array_t<Real, 0>& distances, const Integers& query_ident
   py::array_t<double> average_precision(queries);
   py::array_t<double> inp(queries);
   const gsalign::ranking::Problem<Real> problem{
-      distances.data(),        steps_down ? distances.strides(0) / size : 0, queries, gallery,
-      query_identities.data(), gallery_identities.data(),   query_cameras.data(),
+      distances.data(),
+      steps_down ? distances.strides(0) / size : 0,
+      queries,
+      gallery,
+      query_identities.data(),
+      gallery_identities.data(),
+      query_cameras.data(),
       gallery_cameras.data()};
-  const gsalign::ranking::Scores scores{num_positives.mutable_data(), first_rank.mutable_data(),
-                                        average_precision.mutable_data(), inp.mutable_data()};
+  const gsalign::ranking::Scores scores{
+      num_positives.mutable_data(), first_rank.mutable_data(), average_precision.mutable_data(),
+      inp.mutable_data()};
   gsalign::ranking::Place bad{};
   {
     const py::gil_scoped_release release;
     bad = gsalign::ranking::rank(problem, scores, threads);
   }
   if (bad.row >= 0) {
-    throw py::value_error("distances[" + std::to_string(bad.row) + ", " +
-                          std::to_string(bad.column) + "] is NaN");
+    throw py::value_error(
+        "distances[" + std::to_string(bad.row) + ", " + std::to_string(bad.column) + "] is NaN");
   }
   py::dict result;
   result["num_positives"] = num_positives;
@@ -101,7 +110,8 @@ py::dict build_report() {
   compiler["version"] = std::to_string(_MSC_FULL_VER);
 #endif
   compiler["standard"] = static_cast<std::int64_t>(__cplusplus);
-  if (!report.contains("compiler")) report["compiler"] = compiler;
+  if (!report.contains("compiler"))
+    report["compiler"] = compiler;
   return report;
 }
 
@@ -110,12 +120,14 @@ py::dict build_report() {
 PYBIND11_MODULE(_bindings, module) {
   module.doc() = "Build report and exact re-identification ranking.";
   const auto define = [&](auto function, const char* doc) {
-    module.def("rank", function, doc, py::arg("distances").noconvert(),
-               py::arg("query_identities"), py::arg("gallery_identities"),
-               py::arg("query_cameras"), py::arg("gallery_cameras"), py::arg("threads") = 0);
+    module.def(
+        "rank", function, doc, py::arg("distances").noconvert(), py::arg("query_identities"),
+        py::arg("gallery_identities"), py::arg("query_cameras"), py::arg("gallery_cameras"),
+        py::arg("threads") = 0);
   };
   define(&rank<float>, kRankDoc);
   define(&rank<double>, "The same for float64 distances.");
-  module.def("build_report", &build_report,
-             "What was compiled, for which targets, by which compiler, as the build passed it.");
+  module.def(
+      "build_report", &build_report,
+      "What was compiled, for which targets, by which compiler, as the build passed it.");
 }

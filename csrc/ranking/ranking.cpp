@@ -35,9 +35,8 @@ class IdentityIndex {
 
   // The places of an identity in the gallery, in ascending order.
   std::pair<const std::int64_t*, const std::int64_t*> find(std::int64_t identity) const {
-    const auto first = std::partition_point(order_.begin(), order_.end(), [&](std::int64_t i) {
-      return identities_[i] < identity;
-    });
+    const auto first = std::partition_point(
+        order_.begin(), order_.end(), [&](std::int64_t i) { return identities_[i] < identity; });
     const auto last = std::partition_point(
         first, order_.end(), [&](std::int64_t i) { return identities_[i] <= identity; });
     return {order_.data() + (first - order_.begin()), order_.data() + (last - order_.begin())};
@@ -53,7 +52,8 @@ std::int64_t find_nan(const Real* row, std::int64_t count) {
   for (std::int64_t start = 0; start < count; start += kBlock) {
     const std::int64_t stop = std::min(count, start + kBlock);
     std::int32_t found = 0;
-    for (std::int64_t j = start; j < stop; ++j) found |= row[j] != row[j];
+    for (std::int64_t j = start; j < stop; ++j)
+      found |= row[j] != row[j];
     if (found) {
       return std::find_if(row + start, row + stop, [](Real d) { return d != d; }) - row;
     }
@@ -87,7 +87,8 @@ class RowRanker {
   std::int64_t operator()(std::int64_t q) {
     const Real* row = problem_.distances + q * problem_.row_stride;
     const std::int64_t bad = find_nan(row, problem_.num_gallery);
-    if (bad >= 0) return bad;
+    if (bad >= 0)
+      return bad;
 
     positives_.clear();
     junk_.clear();
@@ -132,8 +133,8 @@ class RowRanker {
       const auto [distance, place] = positive;
       const std::int64_t all = count_ahead<true>(row, 0, place, distance) +
                                count_ahead<false>(row, place + 1, problem_.num_gallery, distance);
-      const auto left_out = std::count_if(junk_.begin(), junk_.end(),
-                                          [&](const Entry& entry) { return entry < positive; });
+      const auto left_out = std::count_if(
+          junk_.begin(), junk_.end(), [&](const Entry& entry) { return entry < positive; });
       ahead_.push_back(all - left_out);
     }
   }
@@ -142,14 +143,17 @@ class RowRanker {
   // positives.
   void count_all(const Real* row) {
     keys_.clear();
-    for (const Entry& positive : positives_) keys_.push_back(positive.first);
+    for (const Entry& positive : positives_)
+      keys_.push_back(positive.first);
     ahead_.assign(positives_.size() + 1, 0);
     const Real farthest = positives_.back().first;
     for (std::int64_t j = 0; j < problem_.num_gallery; ++j) {
-      if (row[j] <= farthest) ++ahead_[behind({row[j], j})];
+      if (row[j] <= farthest)
+        ++ahead_[behind({row[j], j})];
     }
     for (const Entry& entry : junk_) {
-      if (entry.first <= farthest) --ahead_[behind(entry)];
+      if (entry.first <= farthest)
+        --ahead_[behind(entry)];
     }
     // ahead_[k] now holds the entries for which positive k is the first behind them.
     ahead_.pop_back();
@@ -166,9 +170,10 @@ class RowRanker {
       key += half * static_cast<std::size_t>(key[half - 1] < entry.first);
       left -= half;
     }
-    auto k = static_cast<std::size_t>(key - keys_.data()) +
-             static_cast<std::size_t>(*key < entry.first);
-    while (k < positives_.size() && !(entry < positives_[k])) ++k;  // ties
+    auto k =
+        static_cast<std::size_t>(key - keys_.data()) + static_cast<std::size_t>(*key < entry.first);
+    while (k < positives_.size() && !(entry < positives_[k]))
+      ++k;  // ties
     return k;
   }
 
@@ -196,18 +201,22 @@ Place rank(const Problem<Real>& problem, const Scores& scores, int threads) {
       RowRanker<Real> ranker(problem, index, scores);
       for (std::int64_t q; (q = next.fetch_add(1)) < problem.num_queries;) {
         const std::int64_t column = ranker(q);
-        if (column < 0) continue;
+        if (column < 0)
+          continue;
         const std::lock_guard lock(mutex);
-        if (bad.row < 0 || q < bad.row) bad = {q, column};
+        if (bad.row < 0 || q < bad.row)
+          bad = {q, column};
       }
     } catch (...) {
       const std::lock_guard lock(mutex);
-      if (!failure) failure = std::current_exception();
+      if (!failure)
+        failure = std::current_exception();
     }
   };
 
   std::int64_t wanted = threads;
-  if (wanted < 1) wanted = std::max(1u, std::thread::hardware_concurrency());
+  if (wanted < 1)
+    wanted = std::max(1u, std::thread::hardware_concurrency());
   wanted = std::min(wanted, problem.num_queries);
   std::vector<std::thread> helpers;
   for (std::int64_t t = 1; t < wanted; ++t) {
@@ -218,8 +227,10 @@ Place rank(const Problem<Real>& problem, const Scores& scores, int threads) {
     }
   }
   work();
-  for (std::thread& helper : helpers) helper.join();
-  if (failure) std::rethrow_exception(failure);
+  for (std::thread& helper : helpers)
+    helper.join();
+  if (failure)
+    std::rethrow_exception(failure);
   return bad;
 }
 

@@ -283,3 +283,14 @@ def test_a_cache_that_does_not_fit_says_so(cargo, monkeypatch):
 def test_wrong_settings_are_named(cargo, changes, where):
     with pytest.raises(ValueError, match=where):
         settings(cargo, **changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_are_page_locked_where_there_is_a_gpu(cargo):
+    config = settings(cargo, num_workers=1)
+    split = load_dataset(config).train
+    batch = next(iter(train_loader(split, config)))
+    assert batch.images.is_pinned() and batch.identities.is_pinned()
+    assert batch.to("cuda", non_blocking=True).images.is_cuda
+    assert not next(iter(train_loader(split, config, pin_memory=False))).images.is_pinned()
