@@ -46,20 +46,20 @@ class _Points:
     ) -> None:
         self._people = people
         self.index = index
-        self.image = image[index]
-        self.slot = slot[index]
-        u, v, w, _ = surface[index].unbind(1)
+        self.image = image.index_select(0, index)
+        self.slot = slot.index_select(0, index)
+        u, v, w, _ = surface.index_select(0, index).unbind(1)
         self.u, self.v, self.w = u.contiguous(), v.contiguous(), w.contiguous()
-        self.height = people.height[self.image]
+        self.height = people.height.index_select(0, self.image)
 
     def rgb(self, field: str) -> Tensor:
-        return self._people.rgb(field)[self.image]
+        return self._people.rgb(field).index_select(0, self.image)
 
     def is_(self, field: str, *names: str) -> Tensor:
-        return self._people.is_(field, *names)[self.image]
+        return self._people.is_(field, *names).index_select(0, self.image)
 
     def value(self, field: str) -> Tensor:
-        return getattr(self._people, field)[self.image].float()
+        return getattr(self._people, field).float().index_select(0, self.image)
 
 
 def _pattern(p: _Points, along: Tensor, around: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -382,9 +382,10 @@ def paint(people: People, draws: Draws, image: Tensor, slot: Tensor, surface: Te
 
     u, v = surface[:, 0], surface[:, 1]
     fold = sample_noise(
-        u * 0.55 + draws["fold_u"][image] + slot * 0.37, v * 0.55 + draws["fold_v"][image]
+        u * 0.55 + draws["fold_u"].index_select(0, image) + slot * 0.37,
+        v * 0.55 + draws["fold_v"].index_select(0, image),
     )
-    strength = torch.tensor([0.10, 0.30, 0.32, 0.02], device=image.device)[kind]
+    strength = torch.tensor([0.10, 0.30, 0.32, 0.02], device=image.device).index_select(0, kind)
     bump = torch.stack((fold[CLOUD], fold[CLOUD_2], fold[MIXED] * 0.8), dim=1)
-    gloss = torch.tensor([0.10, 0.0, 0.10, 0.05], device=image.device)[kind]
+    gloss = torch.tensor([0.10, 0.0, 0.10, 0.05], device=image.device).index_select(0, kind)
     return Surface(albedo=albedo, bump=bump * strength.unsqueeze(-1), gloss=gloss)

@@ -32,11 +32,16 @@ class Hits:
     silhouette: Tensor
 
 
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """Rows by index; several times faster than ``values[index]`` on the CPU."""
+    return values.index_select(0, index)
+
+
 def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
     """For every i, ``counts[i]`` entries: their owner i and their number within it."""
     owner = torch.repeat_interleave(counts)
     start = torch.cumsum(counts, 0) - counts
-    number = torch.arange(owner.numel(), device=counts.device) - start[owner]
+    number = torch.arange(owner.numel(), device=counts.device) - _at(start, owner)
     return owner, number
 
 
@@ -102,36 +107,38 @@ def rasterise(
     face = chosen - image * faces.shape[0]
 
     # Rows of every face, and the span of each row.
-    first = first.flatten()[chosen]
-    owner, number = _expand((last.flatten()[chosen] - first + 1).long())
-    row = first[owner] + number
+    first = _at(first.flatten(), chosen)
+    owner, number = _expand((_at(last.flatten(), chosen) - first + 1).long())
+    row = _at(first, owner) + number
     centre = row + 0.5
     low = torch.full_like(centre, 1e9)
     high = torch.full_like(centre, -1e9)
     for px, py, qx, qy in ((ax, ay, bx, by), (bx, by, cx, cy), (cx, cy, ax, ay)):
         rise = qy - py
         slope = torch.where(rise.abs() > 1e-12, (qx - px) / rise, torch.zeros_like(rise))
-        edge_x = px[owner] + (centre - py[owner]) * slope[owner]
-        active = (centre >= torch.minimum(py, qy)[owner]) & (centre <= torch.maximum(py, qy)[owner])
+        edge_x = _at(px, owner) + (centre - _at(py, owner)) * _at(slope, owner)
+        active = (centre >= _at(torch.minimum(py, qy), owner)) & (
+            centre <= _at(torch.maximum(py, qy), owner)
+        )
         low = torch.where(active, torch.minimum(low, edge_x), low)
         high = torch.where(active, torch.maximum(high, edge_x), high)
     begin = torch.ceil(low - 0.5 - _SLACK).clamp(min=0)
     end = torch.floor(high - 0.5 + _SLACK).clamp(max=width - 1)
     count = (end - begin + 1).clamp(min=0)
     row_depth = (
-        az[owner]
-        + depth_x[owner] * (begin + 0.5 - ax[owner])
-        + depth_y[owner] * (centre - ay[owner])
+        _at(az, owner)
+        + _at(depth_x, owner) * (begin + 0.5 - _at(ax, owner))
+        + _at(depth_y, owner) * (centre - _at(ay, owner))
     )
-    row_start = (image[owner] * height + row.long()) * width + begin.long()
+    row_start = (_at(image, owner) * height + row.long()) * width + begin.long()
 
     # Pixels of every span.
     span, number = _expand(count.long())
-    triangle = owner[span]
-    pixel = row_start[span] + number
-    depth = row_depth[span] + depth_x[triangle] * number
+    triangle = _at(owner, span)
+    pixel = _at(row_start, span) + number
+    depth = _at(row_depth, span) + _at(depth_x, triangle) * number
     # Thin faces seen edge on have steep depth planes; never let them come nearer than they are.
-    depth = torch.maximum(depth, nearest[triangle])
+    depth = torch.maximum(depth, _at(nearest, triangle))
     # Positive floats sort like their bits: depth above, the face below, one minimum for both.
     key = (depth.view(torch.int32).long() << 32) | triangle
     buffer = torch.full((batch * height * width,), _EMPTY, dtype=torch.int64, device=device)
@@ -140,15 +147,15 @@ def rasterise(
     coverage = torch.zeros(batch * parts * height * width, dtype=torch.bool, device=device)
     pixels = height * width
     # pixel + image * pixels * (parts - 1) + part * pixels, per triangle.
-    offset = (image * (parts - 1) + part[face]) * pixels
-    coverage[pixel + offset[triangle]] = True
+    offset = (image * (parts - 1) + _at(part, face)) * pixels
+    coverage[pixel + _at(offset, triangle)] = True
 
     shown = torch.nonzero(buffer != _EMPTY).flatten()
-    winner = buffer[shown] & 0xFFFFFFFF
+    winner = _at(buffer, shown) & 0xFFFFFFFF
     x = (shown % width).float() + 0.5
     y = ((shown // width) % height).float() + 0.5
-    ax, ay, bx, by = ax[winner], ay[winner], bx[winner], by[winner]
-    cx, cy, inverse = cx[winner], cy[winner], inverse[winner]
+    ax, ay, bx, by = _at(ax, winner), _at(ay, winner), _at(bx, winner), _at(by, winner)
+    cx, cy, inverse = _at(cx, winner), _at(cy, winner), _at(inverse, winner)
     weight_b = ((x - ax) * (cy - ay) - (y - ay) * (cx - ax)) * inverse
     weight_c = ((bx - ax) * (y - ay) - (by - ay) * (x - ax)) * inverse
     weight_b = weight_b.clamp(0.0, 1.0)
@@ -156,8 +163,8 @@ def rasterise(
     weights = torch.stack((1.0 - weight_b - weight_c, weight_b, weight_c), dim=1)
     return Hits(
         pixel=shown,
-        image=image[winner],
-        face=face[winner],
+        image=_at(image, winner),
+        face=_at(face, winner),
         weights=weights,
         silhouette=_count(coverage.view(batch * parts, pixels)).view(batch, parts),
     )

@@ -116,32 +116,34 @@ def render(
     # Attributes of the visible points.
     vertices = points.shape[1]
     table = torch.cat((points, normals, mesh.surface), dim=-1).reshape(batch * vertices, -1)
-    corner = faces[hits.face] + (hits.image * vertices).unsqueeze(1)
+    corner = faces.index_select(0, hits.face) + (hits.image * vertices).unsqueeze(1)
     attributes = sum(
         table.index_select(0, corner[:, i]) * hits.weights[:, i : i + 1] for i in range(3)
     )
     assert isinstance(attributes, Tensor)
     place, normal, surface = attributes[:, 0:3], attributes[:, 3:6], attributes[:, 6:10]
-    toward = normalise(view.position[hits.image] - place)
-    slot = face_slot[hits.face]
-    inside = two_sided[hits.face] & (dot(normal, toward) < 0)
+    toward = normalise(view.position.index_select(0, hits.image) - place)
+    slot = face_slot.index_select(0, hits.face)
+    inside = two_sided.index_select(0, hits.face) & (dot(normal, toward) < 0)
     flip = torch.where(inside, -1.0, 1.0).unsqueeze(1)
     material = paint(people, draws, hits.image, slot, surface)
     normal = normalise(normalise(normal) * flip + material.bump)
     ambient = surface[:, 3] * torch.where(inside, 0.5, 1.0)
     # Points that face away from the light need no shadow.
     direct = torch.zeros_like(ambient)
-    lit = torch.nonzero(dot(normal, light.direction[hits.image]) > 0).flatten()
-    direct[lit] = body_shadow(blockers, place[lit], hits.image[lit])
+    lit = torch.nonzero(dot(normal, light.direction.index_select(0, hits.image)) > 0).flatten()
+    direct[lit] = body_shadow(blockers, place.index_select(0, lit), hits.image.index_select(0, lit))
     direct = direct * torch.where(inside, 0.2, 1.0)
     light_in = irradiance(light, normal, hits.image, direct, ambient)
-    half = normalise(toward + light.direction[hits.image])
+    half = normalise(toward + light.direction.index_select(0, hits.image))
     shine = dot(normal, half).clamp(min=0.0)
     shine = shine * shine
     shine = shine * shine
     shine = shine * shine * shine  # 12th power
     colour = material.albedo * light_in
-    colour = colour + light.key[hits.image] * (material.gloss * shine * direct).unsqueeze(1)
+    colour = colour + light.key.index_select(0, hits.image) * (
+        material.gloss * shine * direct
+    ).unsqueeze(1)
 
     # Samples to pixels.
     layer = torch.zeros(batch * fine[0] * fine[1], 4, device=points.device)
@@ -159,11 +161,11 @@ def render(
     images = expose(radiance, cameras, light, draws)
 
     # Truth.
-    part = face_part[hits.face]
+    part = face_part.index_select(0, hits.face)
     rows = torch.arange(fine[0], device=points.device) * size[0] // fine[0]
     columns = torch.arange(fine[1], device=points.device) * size[1] // fine[1]
     hidden = (opacity > 0.5).index_select(1, rows).index_select(2, columns)
-    seen = ~hidden.flatten()[hits.pixel]
+    seen = ~hidden.flatten().index_select(0, hits.pixel)
     bins = hits.image * len(PARTS) + part
     count = torch.bincount(bins, minlength=batch * len(PARTS)).view(batch, -1)
     shown = torch.bincount(bins[seen], minlength=batch * len(PARTS)).view(batch, -1)

@@ -246,12 +246,12 @@ def body_shadow(blockers: Blockers, points: Tensor, image: Tensor) -> Tensor:
     px, py, pz = points.unbind(-1)
 
     def along(axis: Tensor) -> Tensor:
-        v = axis[image]
+        v = axis.index_select(0, image)
         return px * v[:, 0] + py * v[:, 1] + pz * v[:, 2]
 
     a, b, level = along(blockers.first), along(blockers.second), along(blockers.direction)
     table = _columns(blockers)
-    softness = blockers.softness[image]
+    softness = blockers.softness.index_select(0, image)
     passed = torch.ones_like(a)
     for k in range(table.shape[1]):
         columns = list(table[:, k].index_select(0, image).unbind(1))
@@ -266,10 +266,10 @@ def irradiance(
     light: Light, normal: Tensor, image: Tensor, direct: Tensor, ambient: Tensor
 ) -> Tensor:
     """Light arriving at points with normals ``[N, 3]``: ``[N, 3]`` linear RGB."""
-    facing = dot(normal, light.direction[image]).clamp(min=0.0) * direct
+    facing = dot(normal, light.direction.index_select(0, image)).clamp(min=0.0) * direct
     upward = 0.5 + 0.5 * normal[:, 2]
     return (
-        light.key[image] * facing.unsqueeze(-1)
-        + light.sky[image] * (upward * ambient).unsqueeze(-1)
-        + light.bounce[image] * ((1.0 - upward) * ambient).unsqueeze(-1)
+        light.key.index_select(0, image) * facing.unsqueeze(-1)
+        + light.sky.index_select(0, image) * (upward * ambient).unsqueeze(-1)
+        + light.bounce.index_select(0, image) * ((1.0 - upward) * ambient).unsqueeze(-1)
     )
