@@ -147,12 +147,12 @@ def _ground(draws: Draws, x: Tensor, y: Tensor, footprint: Tensor) -> Tensor:
     gutter = (1.0 - _b(one)) * _line(q - 0.03, 0.025, blur)
     colour = colour * (1.0 - 0.5 * gutter)
     # A manhole or drain now and then.
-    lid = _b((marking > 0.86).float())
+    lid = _b((marking > 0.93).float())
     du, dv = p - _b(draws["ground_u"] * 40.0 + draws.between("ground_v", -0.9, 0.9)), q - at * 0.4
     radius = torch.sqrt(du * du + dv * dv)
     ring = smoothstep(0.33 + blur, 0.33 - blur, radius)
     groove = 0.75 + 0.2 * smoothstep(-blur, blur, _periodic(du, 0.10).abs() - 0.02) * detail
-    colour = colour * (1.0 - lid * ring) + lid * ring * 0.085 * groove
+    colour = colour * (1.0 - lid * ring) + lid * ring * 0.12 * groove
     return colour.clamp(0.01, 0.95)
 
 
@@ -244,7 +244,8 @@ def _backdrop(draws: Draws, light: Light, s: Tensor, z: Tensor, blur: Tensor) ->
     bright = 0.65 + 0.5 * smoothstep(0.0, 1.0, z / hedge_height.clamp(min=0.5))
     hedge = leaf * level * shade * bright * 1.3
     haze = sky_colour * 0.75
-    skyline = 3.0 + 2.2 * torch.round(broad[CLOUD] * 1.5)
+    roofs = sample_noise(torch.floor(s / 2.7) * 0.0917, s * 0.0 + _b(draws["backdrop_v"]))
+    skyline = (3.6 + 1.5 * roofs[MIXED]).clamp(min=1.2)
     distant = smoothstep(skyline + blur, skyline - blur, z)
     far = wall * level * 0.55 + haze * 0.35
     open_colour = far * distant + sky_colour * (1.0 - distant)
@@ -286,16 +287,6 @@ def _backdrop(draws: Draws, light: Light, s: Tensor, z: Tensor, blur: Tensor) ->
     return colour.clamp(0.0, 1.5)
 
 
-def _soft_shadow(blockers: Blockers, x: Tensor, y: Tensor) -> Tensor:
-    """The person's shadow at ground points ``[B, H, W]``; large images look it up at half size."""
-    height, width = x.shape[-2:]
-    if height <= 160 or height % 2 or width % 2:
-        return ground_shadow(blockers, x, y)
-    half_x, half_y = (F.avg_pool2d(v.unsqueeze(1), 2).squeeze(1) for v in (x, y))
-    passed = ground_shadow(blockers, half_x, half_y).unsqueeze(1)
-    return F.interpolate(passed, scale_factor=2.0, mode="bilinear", align_corners=False).squeeze(1)
-
-
 def render_background(
     draws: Draws,
     view: Viewpoint,
@@ -314,19 +305,21 @@ def render_background(
         feet: ``[B, 2, 3]`` world positions of the ankles.
         size: (height, width).
     """
-    rays = view.rays(size)
+    # Large images draw what is behind at two thirds of their size: lenses blur it anyway.
+    raster = size if size[0] <= 160 else (round(size[0] / 1.5), round(size[1] / 1.5))
+    rays = view.rays(size, raster)
     dx, dy, dz = rays.unbind(-1)
     px, py, pz = (_b(view.position[:, i]) for i in range(3))
     falling = (-dz).clamp(min=1e-4)
     t_ground = (pz / falling).clamp(max=400.0)
     gx, gy = px + t_ground * dx, py + t_ground * dy
     # Metres per pixel: across the ray, and stretched along the ground; a mean of both.
-    pixel = 1.0 / _b(torch.minimum(view.scale_x, view.scale_y))
+    pixel = size[0] / raster[0] / _b(torch.minimum(view.scale_x, view.scale_y))
     slant = torch.sqrt((1.0 / falling).clamp(max=16.0))
     footprint = t_ground * pixel * slant
     albedo = _ground(draws, gx, gy, footprint)
 
-    passed = _soft_shadow(blockers, gx, gy)
+    passed = ground_shadow(blockers, gx, gy)
     contact = torch.zeros_like(gx)
     for i in range(2):
         fx, fy, fz = (_b(feet[:, i, j]) for j in range(3))
@@ -363,7 +356,10 @@ def render_background(
             pixel[standing],
             seen,
         )
-    return radiance.movedim(0, 1)
+    radiance = radiance.movedim(0, 1)
+    if raster == size:
+        return radiance
+    return F.interpolate(radiance.contiguous(), size=size, mode="bilinear", align_corners=False)
 
 
 def _with_backdrop(

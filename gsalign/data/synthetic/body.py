@@ -77,7 +77,7 @@ _TORSO = (
     (0.845, 0.045, 0.037),
     (0.858, 0.030, 0.031),
 )
-_ARM_S = (-0.16, -0.13, -0.06, 0.05, 0.22, 0.45, 0.7, 0.9, 1.05, 1.2, 1.45, 1.7, 1.9, 2.02)
+_ARM_S = (-0.115, -0.09, -0.035, 0.05, 0.22, 0.45, 0.7, 0.9, 1.05, 1.2, 1.45, 1.7, 1.9, 2.02)
 _ARM_R = (
     0.004, 0.019, 0.028, 0.031, 0.031, 0.029, 0.026, 0.0245, 0.0245, 0.0245, 0.023, 0.020, 0.0175,
     0.0165,
@@ -394,7 +394,7 @@ def build_body(people: People, pose: Pose, draws: Draws) -> Mesh:
     short = smoothstep(0.66, 0.56, arm_s)
     long = smoothstep(2.0, 1.93, arm_s)
     sleeve = (
-        masks["tshirt"] * short * (0.004 + 0.008 * (arm_s.clamp(0.0, 0.6)))
+        masks["tshirt"] * short * (0.003 + 0.007 * (arm_s.clamp(0.0, 0.6)))
         + masks["longsleeve"] * long * 0.0035
         + thick * long * 0.009
     )
@@ -515,7 +515,7 @@ def build_body(people: People, pose: Pose, draws: Draws) -> Mesh:
         apart = dot(spread, side).abs()
         follow = smoothstep(0.57, 0.45, rest_skirt)
         base = pose.pelvis.unsqueeze(1) + spine * tall(rest_skirt - 0.53).unsqueeze(-1)
-        sway = dot(middle - base, pelvis_front) * follow * 0.9
+        sway = dot(middle - base, pelvis_front) * follow
         centre = base + pelvis_front * sway.unsqueeze(-1)
         extra = 0.004 + (0.010 if name == "coat" else 0.0)
         hip_curve = smoothstep(0.605, 0.53, rest_skirt)
@@ -530,7 +530,7 @@ def build_body(people: People, pose: Pose, draws: Draws) -> Mesh:
         r_side = torch.maximum(r_side, apart * follow + tall(cover + extra + flare[name] * t))
         r_front = tall(torch.maximum(body_front, cover + flare[name] * t) + extra)
         r_front = torch.maximum(
-            r_front, 0.85 * forth * follow + tall(cover + extra + 0.5 * flare[name] * t)
+            r_front, forth * follow + tall(cover + extra + 0.5 * flare[name] * t)
         )
         _, _, u = _directions(slot.sides, slot.square, str(device))
         angle = u.view(1, 1, -1) * 6.2832 * folds + wind
@@ -624,6 +624,7 @@ def _build_head(builder: _Builder, people: People, pose: Pose, draws: Draws) -> 
     nose = torch.exp(-(((level + 0.18) / 0.17) ** 2)) * smoothstep(0.92, 1.0, facing) * 0.17
     brow = torch.exp(-(((level - 0.16) / 0.10) ** 2)) * smoothstep(0.6, 0.9, facing) * 0.035
     eyes = torch.exp(-(((level - 0.0) / 0.09) ** 2)) * smoothstep(0.75, 0.9, facing) * 0.045
+    ears = torch.exp(-(((level + 0.08) / 0.20) ** 2) - ((facing + 0.02) / 0.16) ** 2) * 0.14
     builder.loft(
         "head",
         shell(tau, 1.0),
@@ -632,7 +633,7 @@ def _build_head(builder: _Builder, people: People, pose: Pose, draws: Draws) -> 
         deep * half_depth * height,
         wide * half_width * height,
         tau,
-        radial=1.0 + nose + brow - eyes,
+        radial=1.0 + nose + brow - eyes + ears,
         ambient=1.0 - 0.35 * smoothstep(-0.75, -1.0, level) * torch.ones_like(facing),
     )
 

@@ -57,12 +57,18 @@ class Viewpoint:
         px, py = px * (raster[1] / size[1]), py * (raster[0] / size[0])
         return torch.stack((px, py, depth), dim=-1)
 
-    def rays(self, size: tuple[int, int]) -> Tensor:
-        """World directions ``[B, H, W, 3]`` through the pixel centres, their forward part 1."""
-        height, width = size
+    def rays(self, size: tuple[int, int], raster: tuple[int, int]) -> Tensor:
+        """World directions ``[B, H', W', 3]`` through pixel centres, their forward part 1.
+
+        Args:
+            size: (height, width) of the output image.
+            raster: (height, width) of the raster that shows the same picture.
+        """
+        (height, width), (rows, columns) = size, raster
         device = self.roll.device
-        px = torch.arange(width, device=device, dtype=torch.float32) + 0.5 - width / 2
-        py = torch.arange(height, device=device, dtype=torch.float32) + 0.5 - height / 2
+        px = torch.arange(columns, device=device, dtype=torch.float32) + 0.5 - columns / 2
+        py = torch.arange(rows, device=device, dtype=torch.float32) + 0.5 - rows / 2
+        px, py = px * (width / columns), py * (height / rows)
         x = px.view(1, 1, -1) / self.scale_x.view(-1, 1, 1) + self.centre_x.view(-1, 1, 1)
         y = py.view(1, -1, 1) / self.scale_y.view(-1, 1, 1) + self.centre_y.view(-1, 1, 1)
         sin, cos = torch.sin(self.roll).view(-1, 1, 1), torch.cos(self.roll).view(-1, 1, 1)

@@ -50,6 +50,8 @@ class _Points:
         self.slot = slot.index_select(0, index)
         u, v, w, _ = surface.index_select(0, index).unbind(1)
         self.u, self.v, self.w = u.contiguous(), v.contiguous(), w.contiguous()
+        # 1 where a garment's tube shows skin; a painter may set it.
+        self.bare: Tensor | None = None
         self.height = people.height.index_select(0, self.image)
 
     def rgb(self, field: str) -> Tensor:
@@ -181,7 +183,8 @@ def _arms(p: _Points) -> Tensor:
     skin = p.rgb("skin")
     cuff = ((p.v - end + 0.05).abs() < 0.035).float()
     colour = colour * (1.0 - 0.3 * cuff).unsqueeze(-1)
-    return _mix(colour, skin, (p.v > end).float())
+    p.bare = (p.v > end).float()
+    return _mix(colour, skin, p.bare)
 
 
 def _skin(p: _Points) -> Tensor:
@@ -278,7 +281,8 @@ def _legs(p: _Points) -> Tensor:
     bare = _mix(bare, torch.full_like(bare, 0.02) + 0.1 * bare, tights)
     sock = (p.v > 1.80).float() * p.is_("shoe", "sneakers") * (1.0 - tights)
     bare = _mix(bare, torch.full_like(bare, 0.7), sock)
-    colour = _mix(colour, bare, (p.v > end).float())
+    p.bare = (p.v > end).float()
+    colour = _mix(colour, bare, p.bare)
     boots = p.is_("shoe", "boots") * (p.v > 1.62).float()
     narrow = torch.maximum(torch.maximum(shorts, skirt), slim)
     return _mix(colour, p.rgb("shoe_colour") * 0.8, boots * narrow)
@@ -379,6 +383,8 @@ def paint(people: People, draws: Draws, image: Tensor, slot: Tensor, surface: Te
         points = _Points(people, index, image, slot, surface)
         albedo[index] = painter(points)
         kind[index] = material
+        if points.bare is not None:
+            kind[index] = torch.where(points.bare > 0.5, _SKIN, material)
 
     u, v = surface[:, 0], surface[:, 1]
     fold = sample_noise(

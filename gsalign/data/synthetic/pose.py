@@ -121,18 +121,18 @@ def walking_pose(people: People, draws: Draws) -> Pose:
     neck = pelvis + spine * (height * 0.305).unsqueeze(-1)
     chest_side = normalise(cross(chest_front, spine))
     shoulder_half = height * (0.1055 - 0.013 * people.figure) * (1.0 + 0.06 * people.build)
-    shoulder_centre = pelvis + spine * (height * 0.272).unsqueeze(-1)
+    shoulder_centre = pelvis + spine * (height * 0.266).unsqueeze(-1)
 
     shoulders, elbows, wrists = [], [], []
     for index, (sign, shift) in enumerate(((-1.0, 0.5), (1.0, 0.0))):
         cosine = torch.cos(two_pi * (phase + shift))
-        swing = 0.05 - 0.36 * stride * cosine
-        flexion = 0.28 + 0.18 * stride * (1.0 - cosine)
+        swing = 0.02 - 0.33 * stride * cosine
+        flexion = 0.22 + 0.13 * stride * (1.0 - cosine)
         abduction = 0.13 + 0.10 * people.build.clamp(min=0.0)
         mode = draws["arm_mode" if index == 0 else "arm_mode2"]
         at_ear = (mode < 0.05).float()
-        reading = ((mode >= 0.05) & (mode < 0.11)).float()
-        in_pocket = ((mode >= 0.11) & (mode < 0.18)).float()
+        reading = ((mode >= 0.05) & (mode < 0.10)).float()
+        in_pocket = ((mode >= 0.10) & (mode < 0.17)).float()
         carrying = people.is_("bag", "handbag") * (people.side == sign).float()
         free = 1.0 - carrying
         at_ear, reading, in_pocket = at_ear * free, reading * free, in_pocket * free
@@ -140,14 +140,14 @@ def walking_pose(people: People, draws: Draws) -> Pose:
         swing = (
             swing * (1.0 - busy)
             + at_ear * 0.55
-            + reading * 0.25
+            + reading * 0.12
             - in_pocket * 0.35
             + carrying * (0.02 - 0.1 * cosine)
         )
         flexion = (
             flexion * (1.0 - busy)
             + at_ear * 2.35
-            + reading * 1.5
+            + reading * 1.85
             + in_pocket * 0.75
             + carrying * 0.08
         )
@@ -162,7 +162,7 @@ def walking_pose(people: People, draws: Draws) -> Pose:
         elbow = shoulder + normalise(upper) * (height * 0.172).unsqueeze(-1)
         bent = swing + flexion
         inward = chest_side * (
-            sign * (0.02 - 0.3 * at_ear - 0.35 * reading - 0.1 * in_pocket)
+            sign * (0.02 - 0.3 * at_ear - 0.62 * reading - 0.1 * in_pocket)
         ).unsqueeze(-1)
         fore = (
             inward

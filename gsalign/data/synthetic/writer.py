@@ -29,7 +29,7 @@ from gsalign.files import atomic_write
 MARKER_FILE = "generated.json"
 PARTS_FOLDER = "parts"
 # Pixels per batch: large enough to drown the cost of a call, small enough for the caches.
-_BATCH_PIXELS = 8 * 128 * 64
+_BATCH_PIXELS = 16 * 128 * 64
 
 
 @dataclass(frozen=True)
