@@ -50,8 +50,8 @@ SLOTS = (
     Slot("drape", 8, 10, 1),
     Slot("hat", 10, 16, 1),
     Slot("brim", 4, 14, 1),
-    Slot("skirt", 8, 28, 4, two_sided=True),
-    Slot("coat", 8, 24, 2, two_sided=True),
+    Slot("skirt", 8, 28, 4, square=2.6, two_sided=True),
+    Slot("coat", 8, 24, 2, square=2.5, two_sided=True),
     Slot("hood", 6, 10, 2),
     Slot("bag", 8, 16, 6, square=4.0),
     Slot("handle", 3, 6, 6),
@@ -530,7 +530,7 @@ def build_body(people: People, pose: Pose, draws: Draws) -> Mesh:
         r_side = torch.maximum(r_side, apart * follow + tall(cover + extra + flare[name] * t))
         r_front = tall(torch.maximum(body_front, cover + flare[name] * t) + extra)
         r_front = torch.maximum(
-            r_front, forth * follow + tall(cover + extra + 0.5 * flare[name] * t)
+            r_front, 1.06 * forth * follow + tall(cover + extra + 0.5 * flare[name] * t)
         )
         _, _, u = _directions(slot.sides, slot.square, str(device))
         angle = u.view(1, 1, -1) * 6.2832 * folds + wind
@@ -544,7 +544,7 @@ def build_body(people: People, pose: Pose, draws: Draws) -> Mesh:
             r_front,
             r_side,
             rest_skirt,
-            radial=1.0 + depth * wave,
+            radial=1.0 + depth * (wave + 0.5),
             w=t.unsqueeze(-1).expand(batch, -1, slot.sides + 1),
             ambient=1.0 - 2.4 * depth * (0.5 - 0.5 * wave),
         )

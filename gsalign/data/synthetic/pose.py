@@ -147,7 +147,7 @@ def walking_pose(people: People, draws: Draws) -> Pose:
         flexion = (
             flexion * (1.0 - busy)
             + at_ear * 2.35
-            + reading * 1.85
+            + reading * 2.05
             + in_pocket * 0.75
             + carrying * 0.08
         )
