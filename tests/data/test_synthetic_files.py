@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -157,6 +158,37 @@ def test_an_empty_folder_is_filled(tmp_path):
     root.mkdir()
     assert generate(root, SMALL).images == 30
     assert (root / "truth.csv").is_file()
+
+
+def test_a_link_to_a_set_stays_a_link(tmp_path):
+    (tmp_path / "store").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "store", target_is_directory=True)
+    generate(link, SMALL)
+    generate(link, SMALL.model_copy(update={"seed": 9}), overwrite=True)
+    assert link.is_symlink() and (tmp_path / "store" / "truth.csv").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "store"]
+
+
+@pytest.mark.parametrize("rename", [1, 2])
+def test_interrupted_renaming_keeps_the_old_set(tmp_path, monkeypatch, rename):
+    root = tmp_path / "set"
+    generate(root, SMALL)
+    before = _files(root)
+    real, calls = os.replace, []
+
+    def replace(source, target):
+        if Path(source) == root or Path(target) == root:
+            calls.append(source)
+            if len(calls) == rename:
+                raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        generate(root, SMALL.model_copy(update={"seed": 5}), overwrite=True)
+    assert _files(root) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

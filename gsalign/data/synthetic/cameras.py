@@ -138,8 +138,8 @@ def place_cameras(
     far = torch.full_like(x, 1e9)
     left, right_ = torch.where(present, x, far).amin(1), torch.where(present, x, -far).amax(1)
     top, bottom = torch.where(present, y, far).amin(1), torch.where(present, y, -far).amax(1)
-    width = (right_ - left) * draws.between("margin_x", 1.06, 1.24)
-    height = (bottom - top) * draws.between("margin_y", 1.04, 1.14)
+    width = (right_ - left) * draws.between("margin_x", 1.04, 1.16)
+    height = (bottom - top) * draws.between("margin_y", 1.03, 1.11)
     centre_x = (left + right_) / 2 + (right_ - left) * draws.between("shift_x", -0.06, 0.06)
     centre_y = (top + bottom) / 2 + (bottom - top) * draws.between("shift_y", -0.045, 0.045)
     # A detector's box is stretched to the fixed size; boxes of very different shape are widened
@@ -147,7 +147,7 @@ def place_cameras(
     target_aspect = size[1] / size[0]
     aspect = width / height
     narrowest = target_aspect * (0.80 * ground + 0.85 * (1.0 - ground))
-    widest = target_aspect * (1.25 * ground + 1.45 * (1.0 - ground))
+    widest = target_aspect * (1.25 * ground + 1.70 * (1.0 - ground))
     width = torch.where(aspect < narrowest, height * narrowest, width)
     height = torch.where(aspect > widest, width / widest, height)
     return Viewpoint(

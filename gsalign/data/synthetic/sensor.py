@@ -82,18 +82,18 @@ def expose(radiance: Tensor, cameras: Tensor, light: Light, draws: Draws) -> Ten
     """
     size_factor = radiance.shape[-2] / 128.0
     aerial = (cameras <= 5).float()
-    sigma = draws["defocus"] ** 2 * (0.55 + 0.25 * aerial) * size_factor
+    sigma = draws["defocus"] ** 2 * (0.50 + 0.15 * aerial) * size_factor
     image = _blur(radiance, sigma)
     moving = ((draws["motion"] - 0.70).clamp(min=0.0) / 0.3) * (0.65 + 0.35 * light.night)
     image = _motion(image, moving, (draws["motion_direction"] * 4).long())
     resolution = draws["resolution"]
-    image = _lose_resolution(image, (resolution > 0.60).long() + (resolution > 0.88).long())
+    image = _lose_resolution(image, (resolution > 0.66).long() + (resolution > 0.92).long())
 
     table = torch.tensor(_CAMERAS, device=radiance.device)[cameras - 1]
-    red = table[:, 0] * draws.between("tint_r", 0.94, 1.06)
-    blue = table[:, 1] * draws.between("tint_b", 0.94, 1.06)
+    red = table[:, 0] * draws.between("tint_r", 0.96, 1.04)
+    blue = table[:, 1] * draws.between("tint_b", 0.96, 1.04)
     gain = torch.stack((red, torch.ones_like(red), blue), dim=1).view(-1, 3, 1, 1)
-    exposure = draws.between("exposure", 0.82, 1.34) * (1.0 + 1.05 * light.night)
+    exposure = draws.between("exposure", 0.90, 1.28) * (1.0 + 1.05 * light.night)
     image = (image * gain * exposure.view(-1, 1, 1, 1)).clamp(min=0.0)
     # A shoulder instead of clipped lights; gamma 2 for the display.
     image = image * (1.0 + image * 0.25) / (1.0 + image * 0.45)
@@ -110,6 +110,6 @@ def expose(radiance: Tensor, cameras: Tensor, light: Light, draws: Draws) -> Ten
         + _shift(grain, -1, 0)
     ) * 0.35
     common = smooth.mean(1, keepdim=True)
-    level = (0.005 + 0.010 * draws["noise"]).view(-1, 1, 1, 1) * (1.0 + 0.7 * dark)
+    level = (0.005 + 0.010 * draws["noise"]).view(-1, 1, 1, 1) * (1.0 + 0.5 * dark)
     image = image + level * (0.55 * smooth + 1.1 * common) * (1.15 - 0.5 * image.clamp(0.0, 1.0))
     return (image.clamp(0.0, 1.0) * 255.0 + 0.5).floor().to(torch.uint8)

@@ -60,9 +60,9 @@ def make_light(night: Tensor, draws: Draws) -> Light:
         weights = torch.stack((sun, overcast, sodium, led), dim=1)
         return (weights.unsqueeze(-1) * colours).sum(1)
 
-    key = mix((1.15, 1.06, 0.92), (0.30, 0.30, 0.30), (0.34, 0.235, 0.125), (0.235, 0.26, 0.29))
-    sky = mix((0.46, 0.50, 0.57), (0.72, 0.75, 0.79), (0.065, 0.066, 0.085), (0.060, 0.072, 0.105))
-    strength = 0.85 + 0.35 * draws["haze"]
+    key = mix((1.15, 1.07, 0.95), (0.30, 0.30, 0.30), (0.36, 0.275, 0.180), (0.275, 0.295, 0.32))
+    sky = mix((0.52, 0.55, 0.61), (0.74, 0.76, 0.79), (0.085, 0.083, 0.095), (0.085, 0.094, 0.118))
+    strength = 0.88 + 0.26 * draws["haze"]
     bounce = sky * 0.35 + key * (0.13 * direction[:, 2:])
     kind = (overcast + 2.0 * sodium + 3.0 * led).long()
     return Light(

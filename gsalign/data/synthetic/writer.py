@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ def generate(
     """
     started = time.perf_counter()
     config = SyntheticConfig() if config is None else config
-    root = Path(root)
+    # Renaming needs the folder itself, not a link to it.
+    root = Path(os.path.realpath(root))
     if workers < 0:
         raise ValueError(f"workers is {workers}; wanted 0 (this process) or a number of processes")
     specs = plan_images(config)
@@ -147,6 +149,11 @@ def generate(
         _put(temporary, root)
     except OSError as error:
         raise DataError(f"root {root} cannot be written: {error}") from error
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"a process of workers={workers} died; pass a smaller number, or 0 to render in this "
+            "process (a script that uses workers needs an if __name__ == '__main__' guard)"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return report(reused=False)
@@ -154,7 +161,7 @@ def generate(
 
 def _holds(root: Path, config: SyntheticConfig, overwrite: bool) -> bool:
     """True when the set is there; raises when something else is in the way."""
-    if not root.exists() and not root.is_symlink():
+    if not root.exists():
         return False
     if not root.is_dir():
         raise DataError(f"root {root} is a file; name a new folder")
@@ -183,12 +190,16 @@ def _put(temporary: Path, root: Path) -> None:
     old = None
     if root.exists():
         old = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}.old-"))
-        os.replace(root, old)
     try:
+        if old is not None:
+            os.replace(root, old)
         os.replace(temporary, root)
     except BaseException:
         if old is not None:
-            os.replace(old, root)
+            if root.exists():
+                old.rmdir()
+            else:
+                os.replace(old, root)
         raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
