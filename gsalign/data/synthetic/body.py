@@ -513,7 +513,7 @@ def build_body(people: People, pose: Pose, draws: Draws) -> Mesh:
         spread = (right - left) * 0.5
         forth = dot(spread, pelvis_front).abs()
         apart = dot(spread, side).abs()
-        follow = smoothstep(0.57, 0.45, rest_skirt)
+        follow = smoothstep(0.58, 0.50, rest_skirt)
         base = pose.pelvis.unsqueeze(1) + spine * tall(rest_skirt - 0.53).unsqueeze(-1)
         sway = dot(middle - base, pelvis_front) * follow
         centre = base + pelvis_front * sway.unsqueeze(-1)
@@ -525,7 +525,7 @@ def build_body(people: People, pose: Pose, draws: Draws) -> Mesh:
         body_front = (0.057 + 0.021 * hip_curve) * (1.0 + 0.12 * build) + 0.02 * build.clamp(
             min=0.0
         )
-        cover = torch.full_like(rest_skirt, 0.047) * (1.0 + 0.12 * build) - 0.012 * s / 2.0
+        cover = torch.full_like(rest_skirt, 0.055) * (1.0 + 0.12 * build) - 0.018 * s / 2.0
         r_side = tall(torch.maximum(body_side, cover + flare[name] * t) + extra)
         r_side = torch.maximum(r_side, apart * follow + tall(cover + extra + flare[name] * t))
         r_front = tall(torch.maximum(body_front, cover + flare[name] * t) + extra)
