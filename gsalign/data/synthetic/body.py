@@ -649,7 +649,8 @@ def _build_head(builder: _Builder, people: People, pose: Pose, draws: Draws) -> 
     below = smoothstep(nape + 0.04, nape - 0.18, level)
     sideburn = smoothstep(-0.5, 0.1, facing) * smoothstep(0.05, -0.35, level)
     sideburn = sideburn * ((style <= 2) | (style >= 6)).float()
-    hidden = torch.maximum(torch.maximum(is_face, below), sideburn)
+    under_hat = (people.headwear > 0).float().view(-1, 1, 1) * smoothstep(0.10, 0.25, level)
+    hidden = torch.maximum(torch.maximum(is_face, below), torch.maximum(sideburn, under_hat))
     clumps = torch.sin(
         u.view(1, 1, -1) * 6.2832 * 5.0 + level * 9.0 + people.hair_colour.view(-1, 1, 1)
     )

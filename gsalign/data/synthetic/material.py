@@ -145,9 +145,9 @@ def _torso(p: _Points) -> Tensor:
     skin = p.rgb("skin")
     light_wear = p.is_("upper", "tshirt", "longsleeve", "tank")
     tank = p.is_("upper", "tank")
-    dip = smoothstep(0.20, 0.0, p.u.abs()) * (0.028 + 0.022 * tank)
+    dip = smoothstep(0.20 - 0.05 * tank, 0.0 * tank, p.u.abs()) * (0.028 + 0.022 * tank)
     bare = smoothstep(-0.003, 0.003, p.v - (0.838 - 0.012 * tank - dip)) * light_wear
-    straps = tank * ((p.v > 0.795) & (side.abs() > 0.62)).float()
+    straps = tank * ((p.v > 0.785) & (side.abs() > 0.82)).float()
     colour = _mix(colour, skin, torch.maximum(bare, straps))
 
     # Trousers below the hem, with a belt when the shirt is tucked in.

@@ -129,9 +129,11 @@ def render(
     material = paint(people, draws, hits.image, slot, surface)
     normal = normalise(normalise(normal) * flip + material.bump)
     ambient = surface[:, 3] * torch.where(inside, 0.5, 1.0)
-    # Points that face away from the light need no shadow.
-    direct = torch.zeros_like(ambient)
-    lit = torch.nonzero(dot(normal, light.direction.index_select(0, hits.image)) > 0).flatten()
+    # Points that face away from the light need no shadow, and an overcast sky casts hardly any.
+    overcast = light.kind == LIGHTINGS.index("overcast")
+    facing = dot(normal, light.direction.index_select(0, hits.image)) > 0
+    direct = overcast.index_select(0, hits.image).float() * 0.8
+    lit = torch.nonzero(facing & (direct == 0)).flatten()
     direct[lit] = body_shadow(blockers, place.index_select(0, lit), hits.image.index_select(0, lit))
     direct = direct * torch.where(inside, 0.2, 1.0)
     light_in = irradiance(light, normal, hits.image, direct, ambient)

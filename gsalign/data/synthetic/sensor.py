@@ -32,19 +32,26 @@ def _shift(image: Tensor, dy: int, dx: int) -> Tensor:
 
 def _blur(image: Tensor, sigma: Tensor) -> Tensor:
     """Separable Gaussian blur ``[B, C, H, W]``, one sigma ``[B]`` (pixels) per image, five taps."""
+    index = torch.nonzero(sigma > 0.25).flatten()  # below, the neighbours weigh nothing
+    if not index.numel():
+        return image
+    blurred, sigma = image[index], sigma[index]
     inverse = 0.5 / (sigma * sigma + 0.02)
     one, two = torch.exp(-inverse), torch.exp(-4.0 * inverse)
     total = 1.0 + 2.0 * one + 2.0 * two
     a, b, c = ((v / total).view(-1, 1, 1, 1) for v in (torch.ones_like(one), one, two))
     for dy, dx in ((1, 0), (0, 1)):
-        near = _shift(image, dy, dx) + _shift(image, -dy, -dx)
-        wide = _shift(image, 2 * dy, 2 * dx) + _shift(image, -2 * dy, -2 * dx)
-        image = image * a + near * b + wide * c
-    return image
+        near = _shift(blurred, dy, dx).add_(_shift(blurred, -dy, -dx))
+        wide = _shift(blurred, 2 * dy, 2 * dx).add_(_shift(blurred, -2 * dy, -2 * dx))
+        blurred = blurred.mul_(a).add_(near.mul_(b)).add_(wide.mul_(c))
+    result = image.clone()
+    result[index] = blurred
+    return result
 
 
 def _motion(image: Tensor, strength: Tensor, direction: Tensor) -> Tensor:
     """Blur along one of four directions; ``strength`` ``[B]`` weighs the neighbours, 0 for none."""
+    image = image.clone()
     for number, (dy, dx) in enumerate(((0, 1), (1, 0), (1, 1), (1, -1))):
         index = torch.nonzero((strength > 0) & (direction == number)).flatten()
         if index.numel():

@@ -76,6 +76,10 @@ def make_light(night: Tensor, draws: Draws) -> Light:
     )
 
 
+# The last capsules: they shade the ground, not the body.
+_FEET = 2
+
+
 @dataclass(frozen=True)
 class Blockers:
     """Capsules that stand for the body when it casts shadows.
@@ -123,6 +127,7 @@ def make_blockers(people: People, pose: Pose, light: Light, turn: Tensor) -> Blo
         ),
         (pose.neck, pose.pelvis, 0.064 * height * heavy),
     ]
+    feet: list[tuple[Tensor, Tensor, Tensor]] = []
     for i in range(2):
         inner = pose.shoulder[i] * 0.7 + pose.neck * 0.3
         inner = inner - pose.spine * (0.02 * height).unsqueeze(-1)
@@ -132,14 +137,11 @@ def make_blockers(people: People, pose: Pose, light: Light, turn: Tensor) -> Blo
             (pose.elbow[i], pose.wrist[i] * 1.35 - pose.elbow[i] * 0.35, 0.022 * height * heavy),
             (pose.hip[i], pose.knee[i], (0.046 + 0.022 * skirted) * height * heavy),
             (pose.knee[i], pose.ankle[i], (0.034 + 0.030 * long_skirt) * height * heavy),
-            (
-                pose.ankle[i] - pose.spine * (0.02 * height).unsqueeze(-1),
-                pose.ankle[i]
-                + pose.foot_front[i] * (0.08 * height).unsqueeze(-1)
-                - pose.spine * (0.02 * height).unsqueeze(-1),
-                0.024 * height,
-            ),
         ]
+        sole = pose.ankle[i] - pose.spine * (0.02 * height).unsqueeze(-1)
+        toe = sole + pose.foot_front[i] * (0.08 * height).unsqueeze(-1)
+        feet.append((sole, toe, 0.024 * height))
+    ends += feet
     start = torch.stack([a for a, _, _ in ends], dim=1)
     end = torch.stack([b for _, b, _ in ends], dim=1)
     sin, cos = torch.sin(turn)[:, None], torch.cos(turn)[:, None]
@@ -253,8 +255,8 @@ def body_shadow(blockers: Blockers, points: Tensor, image: Tensor) -> Tensor:
     table = _columns(blockers)
     softness = blockers.softness.index_select(0, image)
     passed = torch.ones_like(a)
-    for k in range(table.shape[1]):
-        columns = list(table[:, k].index_select(0, image).unbind(1))
+    for k in range(table.shape[1] - _FEET):
+        columns = list(table[:, k].t().contiguous().index_select(1, image).unbind(0))
         # The bias keeps a limb from shading itself: it starts a diameter above the surface.
         bias = 0.10
         shadow = _shadow(a, b, level, columns, softness, bias)
