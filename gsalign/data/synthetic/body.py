@@ -640,6 +640,9 @@ def _build_head(builder: _Builder, people: People, pose: Pose, draws: Draws) -> 
     # Hair: a second skull, drawn in where the face shows and below the hairline.
     style = people.hair_style.view(-1, 1, 1)
     thickness = _column([1.0, 1.035, 1.085, 1.26, 1.13, 1.10, 1.05, 1.06], like)[style]
+    # Under a cap or beanie hair lies flat.
+    worn = (people.headwear > 0).view(-1, 1, 1)
+    thickness = torch.where(worn, thickness.clamp(max=1.05), thickness)
     nape = _column([0.0, -0.25, -0.38, -0.45, -0.92, -0.95, -0.42, -0.42], like)[style]
     line = _column([0.0, 0.52, 0.50, 0.45, 0.42, 0.46, 0.52, 0.54], like)[style]
     open_ = _column([0.0, 0.10, 0.12, 0.30, 0.42, 0.42, 0.05, 0.05], like)[style]
@@ -649,7 +652,7 @@ def _build_head(builder: _Builder, people: People, pose: Pose, draws: Draws) -> 
     below = smoothstep(nape + 0.04, nape - 0.18, level)
     sideburn = smoothstep(-0.5, 0.1, facing) * smoothstep(0.05, -0.35, level)
     sideburn = sideburn * ((style <= 2) | (style >= 6)).float()
-    under_hat = (people.headwear > 0).float().view(-1, 1, 1) * smoothstep(0.10, 0.25, level)
+    under_hat = worn.float() * smoothstep(0.10, 0.25, level)
     hidden = torch.maximum(torch.maximum(is_face, below), torch.maximum(sideburn, under_hat))
     clumps = torch.sin(
         u.view(1, 1, -1) * 6.2832 * 5.0 + level * 9.0 + people.hair_colour.view(-1, 1, 1)
@@ -710,9 +713,6 @@ def _build_head(builder: _Builder, people: People, pose: Pose, draws: Draws) -> 
     fold = beanie * 0.06 * smoothstep(0.45, 0.3, crown) * smoothstep(-0.01, 0.02, crown)
     scale = (1.09 + 0.03 * beanie) * profile + fold
     scale = scale * (1.0 - 0.2 * smoothstep(0.02, 0.0, crown))
-    # Thick hair must not come through.
-    thick = (_column([0, 0, 0, 0.10, 0.03, 0.02, 0, 0], like)[people.hair_style]).unsqueeze(1)
-    scale = scale * (1.0 + thick)
     tilt = front * (0.02 * height).unsqueeze(-1)
     centre = head + up * ((level + 0.11 + 0.12 * beanie * crown) * half_height * height).unsqueeze(
         -1

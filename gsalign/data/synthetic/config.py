@@ -8,7 +8,7 @@ import json
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Raise whenever the same settings would give other pixels, so that stale folders are not reused.
-RENDERER_VERSION = 5
+RENDERER_VERSION = 6
 
 
 class SyntheticConfig(BaseModel):
