@@ -15,9 +15,9 @@ namespace gsalign::pool {
 enum class Mode : int { kWeightedMean = 0, kMean = 1, kMax = 2 };
 enum class Activation : int { kNone = 0, kSoftmax = 1, kSigmoid = 2 };
 
-// exp(x) without branches, tables or calls, so that loops over it vectorise; within 1.2 units in the
-// last place. Below -87.33 it is exactly 0 (a logit of -infinity hides a part completely), above
-// 88.72 infinite, NaN stays NaN.
+// exp(x) without branches, tables or calls, so that loops over it vectorise; within 1.2 units in
+// the last place. Below -87.33 it is exactly 0 (a logit of -infinity hides a part completely),
+// above 88.72 infinite, NaN stays NaN.
 GSALIGN_HOST_DEVICE float exponential(float x) {
   const float clamped = x < -87.33f ? -87.33f : (x > 88.72f ? 88.72f : x);
   // The sum's last bits are the nearest integer k to x / log 2: exp(x) = 2^k exp(r), |r| < 0.347.
@@ -45,7 +45,9 @@ GSALIGN_HOST_DEVICE float exponential(float x) {
   return x != x ? x : bounded;
 }
 
-GSALIGN_HOST_DEVICE double exponential(double x) { return exp(x); }
+GSALIGN_HOST_DEVICE double exponential(double x) {
+  return exp(x);
+}
 
 template <typename S>
 GSALIGN_HOST_DEVICE S sigmoid(S logit) {
@@ -68,8 +70,8 @@ GSALIGN_HOST_DEVICE bool total_is_free(Mode mode, S total, S eps) {
 }
 
 // Whether a value takes the place of the largest so far: the first of equal ones stays, a NaN wins
-// over every number (the last of several; one comparison more would keep the first, and cost GCC the
-// vectorisation).
+// over every number (the last of several; one comparison more would keep the first, and cost GCC
+// the vectorisation).
 template <typename S>
 GSALIGN_HOST_DEVICE bool takes_over(S value, S largest) {
   return (value > largest) | (value != value);

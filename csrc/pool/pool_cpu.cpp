@@ -1,9 +1,9 @@
 // Masked part pooling on the CPU: one pass over the tokens forward, one backward.
 //
-// Work is cut into units of one sample and kChannelChunk channels. Tokens are read in groups of rows,
-// and every part uses a group while it lies in the first-level cache; the [B, P, N, C] product never
-// exists. Sums over positions run in order within a unit, sums over units in order of their index, so
-// every bit is the same for any number of threads.
+// Work is cut into units of one sample and kPoolChunk channels. Tokens are read in groups of rows,
+// and every part uses a group while it lies in a near cache; the [B, P, N, C] product never
+// exists. Sums over positions run in order within a unit, sums over units in order of their index,
+// so every bit is the same for any number of threads.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -12,13 +12,36 @@
 #include <type_traits>
 
 #include "../common/cpu.h"
+#include "../common/memory.h"
 #include "../common/tensor.h"
 #include "pool.h"
+
+#define GSALIGN_TILE_SET baseline
+#define GSALIGN_TILE_TARGET
+#define GSALIGN_TILE_BYTES 16
+#include "tile.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(GSALIGN_NO_CLONES)
+#define GSALIGN_TILE_SETS
+#define GSALIGN_TILE_SET avx2
+#define GSALIGN_TILE_TARGET __attribute__((target("arch=x86-64-v3")))
+#define GSALIGN_TILE_BYTES 32
+#include "tile.h"
+
+#define GSALIGN_TILE_SET avx512
+#define GSALIGN_TILE_TARGET __attribute__((target("arch=x86-64-v4")))
+#define GSALIGN_TILE_BYTES 64
+#include "tile.h"
+#endif
 
 namespace gsalign::pool {
 namespace {
 
-constexpr int kGroup = 8;  // rows that are combined in one sweep over the channels
+// Channels of a unit. Wider than kChannelChunk: whole rows of the usual networks, so that a unit
+// reads one run of memory. With a quarter of it the forward pass took half as long again.
+constexpr std::int64_t kPoolChunk = 1024;
+constexpr int kGroup = 16;  // rows of tokens that are read together
+constexpr int kTile = 8;    // sums that are kept in registers together
 
 struct Shape {
   std::int64_t batch, parts, positions, channels, prefix;
@@ -28,7 +51,7 @@ struct Shape {
   double eps;
 
   std::int64_t tokens() const { return prefix + positions; }
-  std::int64_t chunks() const { return ceil_div(channels, kChannelChunk); }
+  std::int64_t chunks() const { return ceil_div(channels, kPoolChunk); }
   std::int64_t mask_sets() const { return shared ? 1 : batch; }
   std::int64_t mask_size() const { return parts * positions; }
   // Where a sample's masks begin.
@@ -83,27 +106,40 @@ Tensor with_contiguous_rows(const Tensor& tokens) {
   return tokens.size(2) <= 1 || tokens.stride(2) == 1 ? tokens : contiguous(tokens);
 }
 
-// y[c] = (Start ? 0 : y[c]) + sum_i weights[i weight_stride] rows[i stride + c]
+// Where outputs y_i = sum_j w_ij x_j, i in [0, Count), of rows find their operands.
+template <typename S>
+struct Product {
+  S* y;
+  std::int64_t y_stride;
+  const S* w;
+  std::int64_t w_stride, w_step;  // from one output to the next, from one input to the next
+  const S* x;
+  std::int64_t x_stride, inputs;
+};
+
+// tile() of the best instruction set of this processor.
 template <int Count, bool Start, typename S>
-GSALIGN_CLONES static void combine(
-    S* __restrict y, const S* __restrict weights, std::int64_t weight_stride,
-    const S* __restrict rows, std::int64_t stride, std::int64_t count) {
-  S w[Count];
-  for (int i = 0; i < Count; ++i) {
-    w[i] = weights[i * weight_stride];
+void best_tile(const Product<S>& product, std::int64_t count) {
+  const auto run = [&](auto tile) {
+    tile(
+        product.y, product.y_stride, product.w, product.w_stride, product.w_step, product.x,
+        product.x_stride, product.inputs, count);
+  };
+#if defined(GSALIGN_TILE_SETS)
+  static const bool has_avx512 = __builtin_cpu_supports("x86-64-v4");
+  static const bool has_avx2 = __builtin_cpu_supports("x86-64-v3");
+  if (has_avx512) {
+    return run(avx512::tile<Count, Start, S>);
   }
-#pragma omp simd
-  for (std::int64_t c = 0; c < count; ++c) {
-    S sum = Start ? S(0) : y[c];
-    for (int i = 0; i < Count; ++i) {
-      sum += w[i] * rows[i * stride + c];
-    }
-    y[c] = sum;
+  if (has_avx2) {
+    return run(avx2::tile<Count, Start, S>);
   }
+#endif
+  run(baseline::tile<Count, Start, S>);
 }
 
-// largest[c] and its position, over what was seen and weights[i] rows[i stride + c]. The position is
-// an integer of S's size, so that both fill the same number of vector lanes.
+// largest[c] and its position, over what was seen and weights[i] rows[i stride + c]. The position
+// is an integer of S's size, so that both fill the same number of vector lanes.
 template <typename S>
 using Position = std::conditional_t<std::is_same_v<S, double>, std::int64_t, std::int32_t>;
 
@@ -263,8 +299,8 @@ void activation_backward(const Shape& shape, S* grad, const S* weights) {
   }
 }
 
-// Calls `function` with `count`, from 1 to kGroup, as a compile-time constant.
-template <int Count = kGroup, typename Function>
+// Calls `function` with `count`, from 1 to kTile, as a compile-time constant.
+template <int Count = kTile, typename Function>
 void with_constant(std::int64_t count, Function&& function) {
   if constexpr (Count > 1) {
     if (count != Count) {
@@ -272,6 +308,18 @@ void with_constant(std::int64_t count, Function&& function) {
     }
   }
   function(std::integral_constant<int, Count>{});
+}
+
+// The product for any number of outputs.
+template <bool Start, typename S>
+void combine(Product<S> product, std::int64_t outputs, std::int64_t count) {
+  for (std::int64_t i = 0; i < outputs; i += kTile) {
+    with_constant(std::min<std::int64_t>(kTile, outputs - i), [&](auto constant) {
+      best_tile<decltype(constant)::value, Start>(product, count);
+    });
+    product.y += kTile * product.y_stride;
+    product.w += kTile * product.w_stride;
+  }
 }
 
 // The weights of every mask set: the masks themselves, or what the activation makes of them.
@@ -312,8 +360,8 @@ class Group {
   using S = Compute<T>;
 
   explicit Group(const Rows<T>& rows)
-      : stride_(kInPlace ? rows.stride : kChannelChunk),
-        converted_(kInPlace ? 0 : kGroup * kChannelChunk) {}
+      : stride_(kInPlace ? rows.stride : kPoolChunk),
+        converted_(kInPlace ? 0 : kGroup * kPoolChunk) {}
 
   const S* read(
       const T* first, std::int64_t row_stride, std::int64_t rows, std::int64_t count) const {
@@ -321,7 +369,7 @@ class Group {
       return first;
     } else {
       for (std::int64_t i = 0; i < rows; ++i) {
-        row_load(converted_.data() + i * kChannelChunk, first + i * row_stride, count);
+        row_load(converted_.data() + i * kPoolChunk, first + i * row_stride, count);
       }
       return converted_.data();
     }
@@ -332,6 +380,37 @@ class Group {
   static constexpr bool kInPlace = std::is_same_v<T, S>;
   std::int64_t stride_;
   Scratch<S> converted_;
+};
+
+// Stores rows of the tokens' gradient, past the caches when it is large.
+template <typename T>
+class RowWriter {
+ public:
+  explicit RowWriter(const Shape& shape)
+      : streamed_(
+            shape.batch * shape.tokens() * shape.channels * static_cast<std::int64_t>(sizeof(T)) >
+            kStreamedBytes),
+        stored_(streamed_ ? kPoolChunk : 0) {}
+  ~RowWriter() {
+    if (streamed_) {
+      stream_fence();
+    }
+  }
+
+  void write(T* target, const Compute<T>* row, std::int64_t count) const {
+    if (!streamed_) {
+      row_store(target, Compute<T>(1), row, count);
+    } else if constexpr (std::is_same_v<T, Compute<T>>) {
+      stream_row(target, row, count * sizeof(T));
+    } else {
+      row_store(stored_.data(), Compute<T>(1), row, count);
+      stream_row(target, stored_.data(), count * sizeof(T));
+    }
+  }
+
+ private:
+  bool streamed_;
+  Scratch<T> stored_;
 };
 
 // Sum, largest weight and its position for every part of a mask set.
@@ -361,32 +440,27 @@ void pool_sums(
     const Shape& shape, const Rows<T>& rows, const Compute<T>* weights, const Compute<T>* totals,
     std::int64_t sample, std::int64_t channel, T* pooled) {
   using S = Compute<T>;
-  const std::int64_t count = std::min(kChannelChunk, shape.channels - channel);
+  const std::int64_t count = std::min(kPoolChunk, shape.channels - channel);
   const T* tokens = rows.start + sample * rows.sample_stride + channel;
   const Group<T> group(rows);
-  const Scratch<S> sums(shape.parts * kChannelChunk);
+  const Scratch<S> sums(shape.parts * kPoolChunk);
   if (shape.positions == 0) {
-    std::fill_n(sums.data(), shape.parts * kChannelChunk, S(0));
+    std::fill_n(sums.data(), shape.parts * kPoolChunk, S(0));
   }
   for (std::int64_t n = 0; n < shape.positions; n += kGroup) {
     const std::int64_t size = std::min<std::int64_t>(kGroup, shape.positions - n);
     const S* x = group.read(tokens + n * rows.stride, rows.stride, size, count);
-    with_constant(size, [&](auto constant) {
-      constexpr int kCount = decltype(constant)::value;
-      for (std::int64_t p = 0; p < shape.parts; ++p) {
-        S* sum = sums.data() + p * kChannelChunk;
-        const S* weight = weights + p * shape.positions + n;
-        if (n == 0) {
-          combine<kCount, true>(sum, weight, 1, x, group.stride(), count);
-        } else {
-          combine<kCount, false>(sum, weight, 1, x, group.stride(), count);
-        }
-      }
-    });
+    const Product<S> product = {sums.data(), kPoolChunk, weights + n,    shape.positions,
+                                1,           x,          group.stride(), size};
+    if (n == 0) {
+      combine<true>(product, shape.parts, count);
+    } else {
+      combine<false>(product, shape.parts, count);
+    }
   }
   for (std::int64_t p = 0; p < shape.parts; ++p) {
     row_store_divided(
-        pooled + p * shape.channels + channel, sums.data() + p * kChannelChunk,
+        pooled + p * shape.channels + channel, sums.data() + p * kPoolChunk,
         divisor(shape.mode, totals[p], shape.positions, static_cast<S>(shape.eps)), count);
   }
 }
@@ -396,32 +470,32 @@ void pool_maxima(
     const Shape& shape, const Rows<T>& rows, const Compute<T>* weights, std::int64_t sample,
     std::int64_t channel, T* pooled, std::int32_t* winners) {
   using S = Compute<T>;
-  const std::int64_t count = std::min(kChannelChunk, shape.channels - channel);
+  const std::int64_t count = std::min(kPoolChunk, shape.channels - channel);
   const T* tokens = rows.start + sample * rows.sample_stride + channel;
   const Group<T> group(rows);
-  const Scratch<S> largest(shape.parts * kChannelChunk);
-  const Scratch<Position<S>> position(shape.parts * kChannelChunk);
+  const Scratch<S> largest(shape.parts * kPoolChunk);
+  const Scratch<Position<S>> position(shape.parts * kPoolChunk);
   std::fill_n(
-      largest.data(), shape.parts * kChannelChunk,
+      largest.data(), shape.parts * kPoolChunk,
       shape.positions > 0 ? -std::numeric_limits<S>::infinity() : S(0));
-  std::fill_n(position.data(), shape.parts * kChannelChunk, Position<S>(0));
+  std::fill_n(position.data(), shape.parts * kPoolChunk, Position<S>(0));
   for (std::int64_t n = 0; n < shape.positions; n += kGroup) {
     const std::int64_t size = std::min<std::int64_t>(kGroup, shape.positions - n);
     const S* x = group.read(tokens + n * rows.stride, rows.stride, size, count);
-    with_constant(size, [&](auto constant) {
-      for (std::int64_t p = 0; p < shape.parts; ++p) {
-        maximum<decltype(constant)::value>(
-            largest.data() + p * kChannelChunk, position.data() + p * kChannelChunk,
-            static_cast<Position<S>>(n), weights + p * shape.positions + n, x, group.stride(),
-            count);
-      }
-    });
+    for (std::int64_t i = 0; i < size; i += kTile) {
+      with_constant(std::min<std::int64_t>(kTile, size - i), [&](auto constant) {
+        for (std::int64_t p = 0; p < shape.parts; ++p) {
+          maximum<decltype(constant)::value>(
+              largest.data() + p * kPoolChunk, position.data() + p * kPoolChunk,
+              static_cast<Position<S>>(n + i), weights + p * shape.positions + n + i,
+              x + i * group.stride(), group.stride(), count);
+        }
+      });
+    }
   }
   for (std::int64_t p = 0; p < shape.parts; ++p) {
-    row_store(
-        pooled + p * shape.channels + channel, S(1), largest.data() + p * kChannelChunk, count);
-    std::copy_n(
-        position.data() + p * kChannelChunk, count, winners + p * shape.channels + channel);
+    row_store(pooled + p * shape.channels + channel, S(1), largest.data() + p * kPoolChunk, count);
+    std::copy_n(position.data() + p * kPoolChunk, count, winners + p * shape.channels + channel);
   }
 }
 
@@ -433,57 +507,39 @@ void sums_backward(
     const T* grad_pooled, std::int64_t sample, std::int64_t channel, T* grad_tokens,
     Compute<T>* share) {
   using S = Compute<T>;
-  constexpr bool kInPlace = std::is_same_v<T, S>;
-  const std::int64_t count = std::min(kChannelChunk, shape.channels - channel);
+  const std::int64_t count = std::min(kPoolChunk, shape.channels - channel);
   const T* tokens = rows.start + sample * rows.sample_stride + channel;
   const Group<T> group(rows);
-  const Scratch<S> gradient(shape.parts * kChannelChunk);
-  const Scratch<S> sum(kChannelChunk);
+  const RowWriter<T> writer(shape);
+  const Scratch<S> gradient(shape.parts * kPoolChunk);
+  const Scratch<S> sums(kGroup * kPoolChunk);
   for (std::int64_t p = 0; p < shape.parts; ++p) {
     row_load_divided(
-        gradient.data() + p * kChannelChunk, grad_pooled + p * shape.channels + channel,
+        gradient.data() + p * kPoolChunk, grad_pooled + p * shape.channels + channel,
         divisor(shape.mode, totals[p], shape.positions, static_cast<S>(shape.eps)), count);
   }
   for (std::int64_t n = 0; n < shape.positions; n += kGroup) {
     const std::int64_t size = std::min<std::int64_t>(kGroup, shape.positions - n);
     const S* x = group.read(tokens + n * rows.stride, rows.stride, size, count);
     for (std::int64_t p = 0; p < shape.parts; ++p) {
-      const S* g = gradient.data() + p * kChannelChunk;
+      const S* g = gradient.data() + p * kPoolChunk;
       S* dots = share + p * shape.positions + n;
-      if (size == kGroup) {
-        eight_dots(dots, g, x, group.stride(), count);
-      } else {
-        for (std::int64_t i = 0; i < size; ++i) {
-          dots[i] = row_dot(g, x + i * group.stride(), count);
-        }
+      std::int64_t i = 0;
+      for (; i + 8 <= size; i += 8) {
+        eight_dots(dots + i, g, x + i * group.stride(), group.stride(), count);
+      }
+      for (; i < size; ++i) {
+        dots[i] = row_dot(g, x + i * group.stride(), count);
       }
     }
-    for (std::int64_t i = n; i < n + size; ++i) {
-      T* target = grad_tokens + i * shape.channels + channel;
-      S* y;
-      if constexpr (kInPlace) {
-        y = target;
-      } else {
-        y = sum.data();
-      }
-      if (shape.parts == 0) {
-        std::fill_n(y, count, S(0));
-      }
-      for (std::int64_t p = 0; p < shape.parts; p += kGroup) {
-        const S* weight = weights + p * shape.positions + i;
-        const S* g = gradient.data() + p * kChannelChunk;
-        with_constant(std::min<std::int64_t>(kGroup, shape.parts - p), [&](auto constant) {
-          constexpr int kCount = decltype(constant)::value;
-          if (p == 0) {
-            combine<kCount, true>(y, weight, shape.positions, g, kChannelChunk, count);
-          } else {
-            combine<kCount, false>(y, weight, shape.positions, g, kChannelChunk, count);
-          }
-        });
-      }
-      if constexpr (!kInPlace) {
-        row_store(target, S(1), y, count);
-      }
+    combine<true>(
+        Product<S>{
+            sums.data(), kPoolChunk, weights + n, 1, shape.positions, gradient.data(), kPoolChunk,
+            shape.parts},
+        size, count);
+    for (std::int64_t i = 0; i < size; ++i) {
+      writer.write(
+          grad_tokens + (n + i) * shape.channels + channel, sums.data() + i * kPoolChunk, count);
     }
   }
 }
@@ -495,22 +551,11 @@ void maxima_backward(
     const std::int32_t* winners, std::int64_t sample, std::int64_t channel, T* grad_tokens,
     Compute<T>* share) {
   using S = Compute<T>;
-  constexpr bool kInPlace = std::is_same_v<T, S>;
-  const std::int64_t count = std::min(kChannelChunk, shape.channels - channel);
+  const std::int64_t count = std::min(kPoolChunk, shape.channels - channel);
   const T* tokens = rows.start + sample * rows.sample_stride + channel;
-  const Scratch<S> sums(kInPlace ? 0 : shape.positions * kChannelChunk);
-  S* field;
-  std::int64_t field_stride;
-  if constexpr (kInPlace) {
-    field = grad_tokens + channel;
-    field_stride = shape.channels;
-  } else {
-    field = sums.data();
-    field_stride = kChannelChunk;
-  }
-  for (std::int64_t n = 0; n < shape.positions; ++n) {
-    std::fill_n(field + n * field_stride, count, S(0));
-  }
+  const RowWriter<T> writer(shape);
+  const Scratch<S> field(shape.positions * kPoolChunk);
+  std::fill_n(field.data(), shape.positions * kPoolChunk, S(0));
   std::fill_n(share, shape.mask_size(), S(0));
   for (std::int64_t p = 0; p < shape.parts; ++p) {
     const std::int64_t row = p * shape.channels + channel;
@@ -521,15 +566,12 @@ void maxima_backward(
         continue;
       }
       const S g = load(grad_pooled[row + c]);
-      field[n * field_stride + c] += weights[p * shape.positions + n] * g;
+      field[n * kPoolChunk + c] += weights[p * shape.positions + n] * g;
       share[p * shape.positions + n] += g * load(tokens[n * rows.stride + c]);
     }
   }
-  if constexpr (!kInPlace) {
-    for (std::int64_t n = 0; n < shape.positions; ++n) {
-      row_store(
-          grad_tokens + n * shape.channels + channel, S(1), field + n * field_stride, count);
-    }
+  for (std::int64_t n = 0; n < shape.positions; ++n) {
+    writer.write(grad_tokens + n * shape.channels + channel, field.data() + n * kPoolChunk, count);
   }
 }
 
@@ -546,8 +588,8 @@ void weights_backward(
   for (std::int64_t p = 0; p < shape.parts; ++p) {
     S* row = grad + p * shape.positions;
     if (total_is_free(shape.mode, totals[p], eps)) {
-      // d pooled / d total: pooled is itself a sum over the positions, so no stored, rounded copy of
-      // it is needed.
+      // d pooled / d total: pooled is itself a sum over the positions, so no stored, rounded copy
+      // of it is needed.
       const S slope = row_dot(row, weights + p * shape.positions, shape.positions) /
                       divisor(shape.mode, totals[p], shape.positions, eps);
       for (std::int64_t n = 0; n < shape.positions; ++n) {
@@ -580,7 +622,7 @@ void forward(
   }
   parallel_for(shape.batch * shape.chunks(), [&](std::int64_t unit) {
     const std::int64_t sample = unit / shape.chunks();
-    const std::int64_t channel = unit % shape.chunks() * kChannelChunk;
+    const std::int64_t channel = unit % shape.chunks() * kPoolChunk;
     const std::int64_t out = sample * parts * shape.channels;
     const S* weight = weights.data() + shape.mask_offset(sample);
     if (shape.mode == Mode::kMax) {
@@ -602,8 +644,8 @@ void backward(
   const Scratch<S> shares(shape.batch * chunks * size);
   parallel_for(shape.batch * chunks, [&](std::int64_t unit) {
     const std::int64_t sample = unit / chunks;
-    const std::int64_t channel = unit % chunks * kChannelChunk;
-    const std::int64_t count = std::min(kChannelChunk, shape.channels - channel);
+    const std::int64_t channel = unit % chunks * kPoolChunk;
+    const std::int64_t count = std::min(kPoolChunk, shape.channels - channel);
     const std::int64_t out = sample * parts * shape.channels;
     T* head = grad_tokens + sample * shape.tokens() * shape.channels;
     T* map = head + shape.prefix * shape.channels;
@@ -699,9 +741,9 @@ std::tuple<Tensor, Tensor> masked_part_pool_backward(
                winners_in = contiguous(winners);
   const Tensor grad_tokens =
       empty(in, {shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
-  const Tensor grad_masks =
-      shape.shared ? empty(in, {shape.parts, shape.positions}, type)
-                   : empty(in, {shape.batch, shape.parts, shape.positions}, type);
+  const Tensor grad_masks = shape.shared
+                                ? empty(in, {shape.parts, shape.positions}, type)
+                                : empty(in, {shape.batch, shape.parts, shape.positions}, type);
   dispatch_features("tokens", in.scalar_type(), [&](auto kind) {
     using T = decltype(kind);
     using S = Compute<T>;

@@ -1,8 +1,8 @@
 // Masked prototype alignment on the CPU, forward and backward.
 //
 // Samples are sorted by label once, so that class sums cost one addition per element. Work is cut
-// into units of one class and kChannelChunk channels for the class sums, of one sample for the rest;
-// every sum has one fixed order, so every bit is the same for any number of threads.
+// into units of one class and kChannelChunk channels for the class sums, of one sample for the
+// rest; every sum has one fixed order, so every bit is the same for any number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -48,8 +48,7 @@ class Classes {
 
 // For each sample the mean of its class over rows [B, D]: written to `means`, or added when `kAdd`.
 template <bool kAdd, typename S>
-void spread_class_means(
-    const Classes& classes, const S* rows, std::int64_t channels, S* means) {
+void spread_class_means(const Classes& classes, const S* rows, std::int64_t channels, S* means) {
   const std::int64_t chunks = ceil_div(channels, kChannelChunk);
   parallel_for(classes.count() * chunks, [&](std::int64_t unit) {
     const std::int64_t index = unit / chunks;
@@ -95,8 +94,7 @@ Norms<S> row_norms(const S* feature, const S* mean, const S* mask, std::int64_t 
   Norms<S> norms;
   norms.feature = std::sqrt(row_dot(feature, feature, count));
   norms.mean = std::sqrt(row_dot(mean, mean, count));
-  norms.product =
-      std::sqrt(row_masked_square(mean, mask, S(1) / clamped_norm(norms.mean), count));
+  norms.product = std::sqrt(row_masked_square(mean, mask, S(1) / clamped_norm(norms.mean), count));
   return norms;
 }
 
@@ -148,9 +146,9 @@ GSALIGN_CLONES static void row_error_dots(
   *with_product = by_product;
 }
 
-// Gradient by q, the class centre and the mask on the way: writes the gradients by the feature (that
-// through g) and by the mask, leaves the gradient by the centre in `grad_centre`, and returns its dot
-// product with the class mean. `slope` is the gradient by g of the loss for an error of 1.
+// Gradient by q, the class centre and the mask on the way: writes the gradients by the feature
+// (that through g) and by the mask, leaves the gradient by the centre in `grad_centre`, and returns
+// its dot product with the class mean. `slope` is the gradient by g of the loss for an error of 1.
 template <typename S>
 GSALIGN_CLONES static S row_gradients(
     const S* __restrict feature, const S* __restrict mean, const S* __restrict mask,
@@ -168,8 +166,7 @@ GSALIGN_CLONES static S row_gradients(
     const S by_product = -to_product.scale * pull - to_product.radial * q;
     const S logarithm = natural_log(clamped_mask(m));
     const S entropy = logarithm + (m < kSmallestMask<S> ? S(0) : S(1));
-    const S by_mask = by_product * centre - entropy_slope * entropy;
-    grad_mask[c] = m != m ? m : by_mask;
+    grad_mask[c] = by_product * centre - entropy_slope * entropy;
     grad_centre[c] = by_product * m;
     with_mean += by_product * m * mean[c];
   }

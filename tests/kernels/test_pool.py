@@ -35,6 +35,7 @@ SIZES = (
     (2, 2, 1, 1, 0),
     (1, 8, 9, 257, 1),
     (2, 9, 31, 16, 0),
+    (2, 2, 17, 1030, 1),
 )
 
 
@@ -95,6 +96,21 @@ def test_agrees_with_the_reference(implementation, mode, activation, dtype, shar
         with poisoned_memory():
             actual = run(implementation, *arguments, **options)
         assert_all_close(actual, in_reference(arguments, **options), dtype)
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+@pytest.mark.parametrize(
+    ("dtype", "mode"), [(torch.float32, "mean"), (torch.float32, "max"), (torch.bfloat16, "mean")]
+)
+def test_results_too_large_for_caches(implementation, dtype, mode):
+    """Above 16 MiB gradients are written by other instructions; rows start at odd addresses."""
+    positions = 17_000_000 // (2 * 1027 * dtype.itemsize)
+    size = (2, 1, positions, 1027, 1)
+    arguments = inputs(size, dtype=dtype, device=device_of(implementation))
+    with poisoned_memory():
+        actual = run(implementation, *arguments, prefix=1, mode=mode)
+    assert actual[2].nbytes > 1 << 24
+    assert_all_close(actual, in_reference(arguments, prefix=1, mode=mode), dtype)
 
 
 @pytest.mark.parametrize("implementation", fused("masked_part_pool"))
@@ -365,7 +381,7 @@ def test_every_bit_is_the_same_for_any_threads_runs_and_batches(
     options = {"prefix": 1, "mode": mode, "activation": activation}
     for shared in (False, True):
         arguments = inputs(
-            (5, 6, 40, 300, 1),
+            (5, 6, 40, 1100, 1),
             dtype=dtype,
             shared=shared,
             activation=activation,
