@@ -36,7 +36,8 @@ def training_curves(
     if not train:
         raise ValueError("the records hold no train record, so there is nothing to draw")
     with house_style():
-        figure = new_figure(12, 7.4)
+        figure = new_figure(12, 7.6)
+        figure.get_layout_engine().set(h_pad=0.12, w_pad=0.1)
         grid = figure.subplots(2, 2)
         _losses(grid[0, 0], train)
         _retrieval(grid[0, 1], tests)
@@ -46,7 +47,8 @@ def training_curves(
             axes.margins(x=0.01)
             if axes.has_data() and axes is not grid[0, 1]:
                 axes.set_xlabel("iteration")
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            if axes is not grid[0, 1]:
+                axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if len(tests) > 1:
             grid[0, 1].set_xlabel("iteration")
         if title:
@@ -69,11 +71,13 @@ def _losses(axes: Axes, train: Sequence[Record]) -> None:
         axes.plot(steps, values, color=colour)
         ends.append((values[-1], name, colour))
     axes.set_yscale("log")
+    # Terms that have all but vanished would squeeze the others into one line.
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    _label_ends(axes, steps[-1], ends)
+    _label_ends(axes, ends)
 
 
-def _label_ends(axes: Axes, x: float, ends: list[tuple[float, str, str]]) -> None:
+def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Name lines at their right end, moved apart where they would touch."""
     low, high = axes.get_ylim()
     logarithmic = axes.get_yscale() == "log"
@@ -101,7 +105,7 @@ def _label_ends(axes: Axes, x: float, ends: list[tuple[float, str, str]]) -> Non
 
 
 def _retrieval(axes: Axes, tests: Sequence[Record]) -> None:
-    axes.set_title("Retrieval on the test set, mAP (line, full bar) and Rank-1 (dots, light bar)")
+    axes.set_title("Retrieval on the test set: mAP (full lines), Rank-1 (dashed)")
     axes.set_ylabel("percent")
     if not tests:
         axes.set_axis_off()
@@ -111,20 +115,20 @@ def _retrieval(axes: Axes, tests: Sequence[Record]) -> None:
     if len(tests) == 1:
         _bars(axes, tests[0]["protocols"], names)
         return
-    axes.set_title("Retrieval on the test set, mAP (lines) and Rank-1 (dots)")
     steps = [record["iteration"] for record in tests]
     ends = []
     for name, colour in zip(names, SERIES, strict=False):
         figures = [record["protocols"][name] for record in tests]
         values = [_number(figure["mAP"]) for figure in figures]
-        axes.plot(steps, values, color=colour)
-        axes.plot(
-            steps, [_number(f["Rank-1"]) for f in figures], color=colour, linestyle=(0, (0.1, 2))
-        )
+        first = [_number(figure["Rank-1"]) for figure in figures]
+        axes.plot(steps, first, color=colour, linewidth=1.0, linestyle=(0, (2, 2)), alpha=0.75)
+        axes.plot(steps, values, color=colour, marker="o", markersize=3.5)
         if not math.isnan(values[-1]):
             ends.append((values[-1], PROTOCOLS[name].title, colour))
     axes.set_ylim(0, None)
-    _label_ends(axes, steps[-1], ends)
+    if len(steps) <= 8:
+        axes.set_xticks(steps)
+    _label_ends(axes, ends)
 
 
 def _bars(axes: Axes, protocols: dict[str, Record], names: Sequence[str]) -> None:
@@ -165,7 +169,7 @@ def _angles(axes: Axes, train: Sequence[Record]) -> None:
     reach = max(abs(low), abs(high), 1.5)
     axes.set_ylim(-reach, reach)
     axes.axhline(0, color=QUIET, linewidth=0.8)
-    _label_ends(axes, steps[-1], ends)
+    _label_ends(axes, ends)
 
 
 def _between(share: float) -> str:

@@ -63,42 +63,49 @@ def ltps_grids(
     points = [module.source_points.detach().cpu() for _, module in layers]
     pictures = denormalize(images).permute(0, 2, 3, 1).numpy()
 
-    cell = 1.15
-    tall = cell * size[0] / size[1]
+    # Images in rows under many layers, in columns beside few: nearer to a square.
+    in_rows = len(layers) > len(records)
+    lines, columns = len(records), len(layers) + 1
+    if not in_rows:
+        lines, columns = columns, lines
+    cell = 1.25
+    tall = cell * (size[0] + patch) / (size[1] + patch)
     with house_style():
         figure = new_figure(
-            cell * (len(layers) + 1) + 1.0, len(records) * (tall + 0.3) + 0.5 + 0.4 * bool(title)
+            columns * (cell + 0.1) + 0.8, lines * (tall + 0.27) + 0.4 + 0.45 * bool(title)
         )
-        panels = figure.subplots(len(records), len(layers) + 1, squeeze=False)
-        for line, record in enumerate(records):
-            for axes in panels[line]:
+        panels = figure.subplots(lines, columns, squeeze=False)
+        panels = panels if in_rows else panels.T
+        for number, record in enumerate(records):
+            for axes in panels[number]:
                 axes.set_axis_off()
-                axes.imshow(pictures[line], interpolation="lanczos", aspect="equal")
+                axes.imshow(pictures[number], interpolation="lanczos", aspect="equal")
                 _limit(axes, size, patch)
-            panels[line, 0].text(
-                -0.04,
-                0.5,
-                f"{VIEW_NAMES[record.view]}\nid {record.identity}",
-                transform=panels[line, 0].transAxes,
-                ha="right",
-                va="center",
-                linespacing=1.5,
-            )
-            for number, grid in enumerate(grids):
-                angle = float(angles[number, line])
-                _net(panels[line, number + 1], grid[line], points[number], angle, size, patch)
-        panels[0, 0].set_title("image", loc="center", fontsize=9.5, pad=5)
-        for number, (layer, _) in enumerate(layers):
-            panels[0, number + 1].set_title(f"layer {layer}", loc="center", fontsize=9.5, pad=5)
+            for axes, grid, control, angle in zip(
+                panels[number, 1:], grids, points, angles[:, number].tolist(), strict=True
+            ):
+                _net(axes, grid[number], control, angle, size, patch)
+            name = f"{VIEW_NAMES[record.view]}\nid {record.identity}"
+            _head(panels[number, 0], name, beside=in_rows)
+        for axes, (layer, _) in zip(panels[0, 1:], layers, strict=True):
+            _head(axes, f"layer {layer}", beside=not in_rows)
         figure.supxlabel(
-            "white: the patch map as it is;  yellow: where the warp reads it;  "
-            "dots: control points;  number: the angle",
+            "white: the patch map   yellow: where the warp reads it   dots: control points",
             fontsize=8.5,
             color=QUIET,
         )
         if title:
             figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
         save_figure(figure, path)
+
+
+def _head(axes: Axes, text: str, *, beside: bool) -> None:
+    """Name a row, beside its first panel, or a column, above it."""
+    if beside:
+        place, to_the = (-0.05, 0.5), {"ha": "right", "va": "center"}
+    else:
+        place, to_the = (0.5, 1.01), {"ha": "center", "va": "bottom"}
+    axes.text(*place, text, transform=axes.transAxes, linespacing=1.4, **to_the)
 
 
 def _limit(axes: Axes, size: tuple[int, int], patch: int) -> None:
