@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -101,6 +101,12 @@ class TrainingConfig(_Section):
     find_unused_parameters: bool = Field(
         default=False, description="of DistributedDataParallel; the network needs it nowhere"
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _plain_no(cls, value: object) -> object:
+        # YAML reads an unquoted `no` as false.
+        return "no" if value is False else value
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:
