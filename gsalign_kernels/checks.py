@@ -10,8 +10,8 @@ from torch import Tensor
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def shape_text(shape: Sequence[int]) -> str:
-    """``(2, 3)`` as ``[2, 3]``."""
+def shape_text(shape: Sequence[str | int]) -> str:
+    """``(2, 3)`` as ``[2, 3]``, ``("B", 2)`` as ``[B, 2]``."""
     return "[" + ", ".join(str(length) for length in shape) + "]"
 
 
@@ -42,15 +42,18 @@ def check_tensor(name: str, value: object, axes: Sequence[str | int]) -> Tensor:
 
 def check_shape(name: str, value: Tensor, axes: Sequence[str | int]) -> Tensor:
     """The rank and length half of :func:`check_tensor`, for tensors of any type."""
-    wanted = "[" + ", ".join(str(axis) for axis in axes) + "]"
+    # The texts are made only when raising: under torch.compile a length may be a symbol, which has
+    # no text.
     if value.dim() != len(axes):
         raise ValueError(
-            f"{name}: wanted {len(axes)} dimensions {wanted}, "
+            f"{name}: wanted {len(axes)} dimensions {shape_text(axes)}, "
             f"got {value.dim()} with shape {shape_text(value.shape)}"
         )
     for axis, length in zip(axes, value.shape, strict=True):
         if not isinstance(axis, str) and axis != length:
-            raise ValueError(f"{name}: wanted shape {wanted}, got {shape_text(value.shape)}")
+            raise ValueError(
+                f"{name}: wanted shape {shape_text(axes)}, got {shape_text(value.shape)}"
+            )
     return value
 
 

@@ -62,14 +62,8 @@ def masked_part_pool(
         raise ValueError(f"eps: wanted a positive number, got {eps}")
     positions = tokens.shape[1] - prefix
     shared = isinstance(masks, Tensor) and masks.dim() == 2
-    checks.check_tensor("masks", masks, ("P", "N") if shared else ("B", "P", "N"))
-    # The wanted shape is put into words only for the message: under torch.compile lengths can be
-    # symbols, which have none.
-    if masks.shape[-1] != positions or (not shared and masks.shape[0] != tokens.shape[0]):
-        batch = "" if shared else f"{tokens.shape[0]}, "
-        raise ValueError(
-            f"masks: wanted shape [{batch}P, {positions}], got {checks.shape_text(masks.shape)}"
-        )
+    shape = ("P", positions) if shared else (tokens.shape[0], "P", positions)
+    checks.check_tensor("masks", masks, shape)
     checks.check_same_device(tokens=tokens, masks=masks)
     masks = masks.to(checks.coordinates_dtype(tokens))
     chosen = backends.select("masked_part_pool", tokens.device, implementation)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
+from gsalign_kernels.reference.precision import without_autocast
 
-def without_autocast(like: Tensor) -> AbstractContextManager[object]:
-    """A context in which the device type of ``like`` computes in the types it is given."""
-    if like.device.type == "meta":
-        # Autocast knows no meta device, and there are no numbers to keep precise.
-        return nullcontext()
-    return torch.autocast(like.device.type, enabled=False)
+__all__ = ["promote", "without_autocast"]
 
 
 def promote(tensor: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gsalign_kernels.reference.precision import without_autocast
+
 SMALLEST_SQUARED_DISTANCE = 1e-8
 
 
@@ -53,7 +55,8 @@ def tps_solve(control_points: Tensor, values: Tensor, regularization: float) -> 
     matrix = system_matrix(control_points.to(dtype), regularization)
     padding = values.new_zeros(values.shape[0], 3, values.shape[2], dtype=dtype)
     right_hand_side = torch.cat([values.to(dtype), padding], dim=1)
-    return torch.linalg.solve(matrix, right_hand_side)
+    with without_autocast(matrix):
+        return torch.linalg.solve(matrix, right_hand_side)
 
 
 def tps_evaluate(coefficients: Tensor, control_points: Tensor, points: Tensor) -> Tensor:
@@ -62,7 +65,8 @@ def tps_evaluate(coefficients: Tensor, control_points: Tensor, points: Tensor) -
     points = points.to(dtype)
     kernel = radial_basis(squared_distances(points, control_points.to(dtype)))
     design = torch.cat([kernel, affine_terms(points)], dim=-1)
-    return design @ coefficients.to(dtype)
+    with without_autocast(design):
+        return design @ coefficients.to(dtype)
 
 
 def lattice(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gsalign_kernels.reference import tps
+from gsalign_kernels.reference.precision import without_autocast
 
 
 def rotation(angle: Tensor) -> Tensor:
@@ -16,7 +17,8 @@ def rotation(angle: Tensor) -> Tensor:
 
 def rotated_grid(source_points: Tensor, angle: Tensor, basis: Tensor) -> Tensor:
     """``G_b = (M S) R(theta_b)^T``, where each output token reads its input: ``[B, H*W, 2]``."""
-    return (basis @ source_points) @ rotation(angle).transpose(-1, -2)
+    with without_autocast(basis):
+        return (basis @ source_points) @ rotation(angle).transpose(-1, -2)
 
 
 def warp_tokens(

@@ -32,6 +32,7 @@ SIZES = [
     "columns",
 ]
 
+
 @triton.jit
 def clamp_axis(coordinate, size):
     """Cell, fraction, whether cell + 1 exists, and whether the axis is free; border padding.

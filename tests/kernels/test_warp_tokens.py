@@ -301,6 +301,27 @@ def test_compiled_equals_eager(implementation, dtype):
         torch.testing.assert_close(one, other, **loose)
 
 
+def test_compiled_with_symbolic_shapes():
+    """A last, smaller batch makes PyTorch compile again with the batch as a symbol."""
+
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def function(tokens, source, angle, basis):
+        return kernels.warp_tokens(tokens, source, angle, basis, size=(4, 3), eta=0.3, prefix=1)
+
+    for batch in (4, 3):
+        given = inputs(batch, (4, 3), 24, 1, dtype=torch.float32)[:4]
+        wanted = kernels.warp_tokens(*given, size=(4, 3), eta=0.3, prefix=1)
+        assert bitwise_equal(function(*given), wanted)
+
+
+def test_reference_computes_coordinates_in_float32_under_autocast():
+    given = inputs(2, (4, 3), 24, 1, dtype=torch.float32)[:4]
+    settings = {"size": (4, 3), "eta": 0.3, "prefix": 1, "implementation": "reference"}
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = kernels.warp_tokens(*given, **settings)
+    assert bitwise_equal(inside, kernels.warp_tokens(*given, **settings))
+
+
 def test_export_keeps_the_operator():
     given = inputs(2, (4, 3), 24, 1, dtype=torch.float32)
 
