@@ -5,7 +5,8 @@ Every line has ``kind`` (``"train"`` or ``"evaluation"``), ``iteration`` (iterat
 ``total_loss``, ``losses`` (name to weighted loss), ``lr``, ``time`` and ``data_time`` (seconds per
 iteration), ``max_mem`` (MB), ``angles`` (layer to mean and spread of the LTPS angle in the last
 batch, radians). An ``evaluation`` line has ``split`` (``"test"`` or ``"validation"``) and
-``protocols``: name to rank1, rank5, rank10, mAP, mINP, metric (fractions) and query counts.
+``protocols``: name to ``Rank-1``, ``Rank-5``, ``Rank-10``, ``mAP``, ``mINP``, ``metric`` (percent,
+null where no query is valid) and the counts ``queries``, ``valid_queries``, ``gallery``.
 """
 
 from __future__ import annotations
