@@ -38,8 +38,6 @@ class Provider:
         run: from the case's tensors to a tuple of outputs.
         unavailable: why it cannot run here; None when it can.
         ours: whether it is a fused implementation of this project.
-        host_sync: whether it waits for the device, so that no CUDA graph can hold it.
-        forward_only: why there is no forward+backward row; None when there is one.
         slack: factor on the case's tolerance, for one that computes in a coarser way.
         note: what a reader must know to compare it.
     """
@@ -48,10 +46,25 @@ class Provider:
     run: Callable[[Tensors], Outputs]
     unavailable: str | None = None
     ours: bool = False
-    host_sync: bool = False
-    forward_only: str | None = None
     slack: float = 1.0
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the person at the keyboard wants measured.
+
+    Attributes:
+        device: where.
+        quick: small batches and few rounds, to see that everything runs.
+        compile: whether ``torch.compile`` is among the providers.
+        full: whether the published model's size is measured beside the demo's.
+    """
+
+    device: torch.device
+    quick: bool = False
+    compile: bool = True
+    full: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,6 @@ class Case:
         leaves: names of the inputs that get gradients.
         reference: the specification. In float64 it is the judge of every provider.
         providers: who computes it, the eager reference first.
-        per_sample: whether every input has the batch first and samples do not mix, so that the
-            float64 judge can take a few samples at a time and needs no float64 copy of it all.
         tolerance: largest relative error of a result in the norm; None for that of the type.
     """
 
@@ -78,7 +89,6 @@ class Case:
     leaves: tuple[str, ...]
     reference: Callable[[Tensors], Outputs]
     providers: tuple[Provider, ...]
-    per_sample: bool = False
     tolerance: float | None = None
 
 
@@ -107,9 +117,9 @@ def implementations(
     return providers
 
 
-def eager(run: Callable[[Tensors], Outputs], *, host_sync: bool = False) -> Provider:
+def eager(run: Callable[[Tensors], Outputs], *, note: str = "") -> Provider:
     """The eager reference, which every ratio is taken to."""
-    return Provider(REFERENCE, run, host_sync=host_sync)
+    return Provider(REFERENCE, run, note=note)
 
 
 def compiled(
@@ -118,13 +128,12 @@ def compiled(
     *,
     enabled: bool,
     name: str = "torch.compile",
-    host_sync: bool = False,
     note: str = "",
 ) -> Provider:
     """``torch.compile`` of a plain PyTorch function; compiled at the first call, never timed."""
     reason = None
     if not enabled:
-        reason = "left out (--no-compile, --quick)"
+        reason = "left out by --no-compile or --quick"
     elif device.type == "cpu" and which("g++") is None and which("clang++") is None:
         reason = "torch.compile for the CPU needs a C++ compiler and none was found"
     elif device.type == "cuda" and not backends._TRITON_INSTALLED:
@@ -138,7 +147,7 @@ def compiled(
             warnings.simplefilter("ignore")
             return program[0](tensors)
 
-    return Provider(name, run_compiled, unavailable=reason, host_sync=host_sync, note=note)
+    return Provider(name, run_compiled, unavailable=reason, note=note)
 
 
 def normal(*shape: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:

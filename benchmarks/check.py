@@ -16,7 +16,6 @@ TOLERANCES = {
     torch.float16: 2e-3,
     torch.bfloat16: 1.5e-2,
 }
-SAMPLES_AT_A_TIME = 4
 
 
 class WrongResultError(RuntimeError):
@@ -111,34 +110,16 @@ def timed_call(
     return forward_and_backward
 
 
-def expected_results(
-    case: Case, pass_name: str, tensors: Tensors, output_grads: Outputs
-) -> Outputs:
-    """Outputs, and gradients for a backward pass, of the reference in float64."""
-
-    def solve(part: slice) -> Outputs:
-        exact = {
-            name: (t[part].double() if t.is_floating_point() else t[part])
-            for name, t in tensors.items()
-        }
-        exact = prepared(exact, case, pass_name)
-        grads = tuple(g[part].double() for g in output_grads) if pass_name == BOTH else ()
-        results = timed_call(case.reference, case, pass_name, exact, grads)()
-        return tuple(result.detach() for result in results)
-
-    if not case.per_sample:
-        exact = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
-        exact = prepared(exact, case, pass_name)
-        grads = tuple(g.double() for g in output_grads)
-        return tuple(
-            r.detach() for r in timed_call(case.reference, case, pass_name, exact, grads)()
-        )
-    batch = next(iter(tensors.values())).shape[0]
-    parts = [
-        solve(slice(start, start + SAMPLES_AT_A_TIME))
-        for start in range(0, batch, SAMPLES_AT_A_TIME)
-    ]
-    return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
+def expected_results(case: Case, tensors: Tensors, output_grads: Outputs) -> Outputs:
+    """Outputs, then the leaves' gradients, of the reference in float64."""
+    exact = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+    exact = prepared(exact, case, BOTH)
+    grads = tuple(grad.double() for grad in output_grads)
+    results = timed_call(case.reference, case, BOTH, exact, grads)()
+    return tuple(result.detach() for result in results)
 
 
 def tolerance_of(case: Case) -> float:

@@ -22,14 +22,14 @@ class Settings:
         most_rounds: rounds at most.
     """
 
-    seconds: float = 4.0
-    least_rounds: int = 9
+    seconds: float = 2.0
+    least_rounds: int = 5
     most_rounds: int = 400
 
     @classmethod
     def quick(cls) -> Settings:
         """Enough to see that everything runs, not enough to quote."""
-        return cls(seconds=0.3, least_rounds=3, most_rounds=30)
+        return cls(seconds=0.05, least_rounds=3, most_rounds=20)
 
 
 def percentile(samples: Sequence[float], fraction: float) -> float:
