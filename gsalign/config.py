@@ -108,6 +108,9 @@ def load_config(
         key, value = _parse_override(text)
         _set(values, key, value)
         where[key] = COMMAND_LINE
+        for place, character in enumerate(key):
+            if character == ".":
+                where.setdefault(key[:place], COMMAND_LINE)
         where.update((inner, COMMAND_LINE) for inner in _keys_of({key: value}))
     _refuse_unknown(values, Config, where)
     _share_image_size(values)
@@ -236,8 +239,10 @@ def _near(full: str, prefix: str, section: type[BaseModel], root: type[BaseModel
     known = list(known_keys(root))
     last = full.rpartition(".")[2]
     near = [prefix + name for name in difflib.get_close_matches(last, section.model_fields, 3)]
-    near += [key for key in known if key.rpartition(".")[2] == last]
-    near += difflib.get_close_matches(full, known, 3)
+    # By the last part alone: two keys of one section are always alike as a whole.
+    ends = [key.rpartition(".")[2] for key in known]
+    for alike in dict.fromkeys([last, *difflib.get_close_matches(last, ends, 3)]):
+        near += [key for key, end in zip(known, ends, strict=True) if end == alike]
     if near:
         return f"; did you mean {' or '.join(list(dict.fromkeys(near))[:3])}?"
     return f"; {prefix.rstrip('.') or 'known'} has {', '.join(section.model_fields)}"
