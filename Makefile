@@ -59,7 +59,7 @@ demo: install ## generate data, train, evaluate and draw pictures under logs/dem
 demo-short: ## the demo on a set a tenth the size, to see that every step works
 	$(MAKE) demo DEMO_DATA=data/demo-short DEMO_NAME=demo-short \
 	  DEMO_GENERATE="train_identities=16 test_identities=8 images_per_identity_aerial=6 images_per_identity_ground=6" \
-	  DEMO_TRAIN="train.iterations=40"
+	  DEMO_TRAIN="training.iterations=40"
 
 .PHONY: test
 test: install ## run the tests
@@ -73,9 +73,10 @@ test-abi: install ## build one wheel, run the operator tests on it under the new
 	test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(OLDEST_VENV)/bin/python -m pip install --quiet '$(OLDEST_TORCH)' numpy scipy hypothesis pytest setuptools
-	for python in $(BIN)/python $(OLDEST_VENV)/bin/python; do \
-	  PYTHONSAFEPATH=1 PYTHONPATH=dist/site $$python -c "import torch, gsalign_kernels as k; print(torch.__version__, k.__file__)" && \
-	  PYTHONSAFEPATH=1 PYTHONPATH=dist/site $$python -m pytest -p no:cacheprovider tests/kernels || exit 1; \
+	for python in $(abspath $(BIN)/python $(OLDEST_VENV)/bin/python); do \
+	  cd $(CURDIR)/dist && export PYTHONPATH=$(CURDIR)/dist/site && \
+	  $$python -c "import torch, gsalign_kernels as k; print(torch.__version__, k.__file__)" && \
+	  $$python -m pytest -p no:cacheprovider ../tests/kernels || exit 1; \
 	done
 
 .PHONY: bench
