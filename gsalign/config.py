@@ -239,10 +239,12 @@ def _near(full: str, prefix: str, section: type[BaseModel], root: type[BaseModel
     known = list(known_keys(root))
     last = full.rpartition(".")[2]
     near = [prefix + name for name in difflib.get_close_matches(last, section.model_fields, 3)]
-    # By the last part alone: two keys of one section are always alike as a whole.
-    ends = [key.rpartition(".")[2] for key in known]
-    for alike in dict.fromkeys([last, *difflib.get_close_matches(last, ends, 3)]):
-        near += [key for key, end in zip(known, ends, strict=True) if end == alike]
+    if not prefix:
+        # Perhaps its section was forgotten; then it may be misspelt as well.
+        for alike in difflib.get_close_matches(last, [k.rpartition(".")[2] for k in known], 3):
+            near += [key for key in known if key.rpartition(".")[2] == alike]
+    else:
+        near += [key for key in known if key.rpartition(".")[2] == last]
     if near:
         return f"; did you mean {' or '.join(list(dict.fromkeys(near))[:3])}?"
     return f"; {prefix.rstrip('.') or 'known'} has {', '.join(section.model_fields)}"

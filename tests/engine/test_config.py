@@ -89,7 +89,8 @@ def test_precision_no_needs_no_quotes_in_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("override", "wrong", "near"),
     [
-        ("optimizer.learning_rate=1", "'optimizer.learning_rate'", "optimizer"),
+        ("optimizer.learning_rate=1", "'optimizer.learning_rate'", "optimizer has name, lr"),
+        ("momentun=0.5", "'momentun'", "optimizer.momentum"),
         ("optimizer.momentun=0.5", "'optimizer.momentun'", "optimizer.momentum"),
         ("optimiser.lr=0.5", "'optimiser'", "optimizer"),
         ("lr=0.5", "'lr'", "optimizer.lr"),
