@@ -50,11 +50,19 @@ namespace gsalign {
 
 using LaunchStatus = cudaError_t;
 constexpr LaunchStatus kLaunched = cudaSuccess;
-inline LaunchStatus launch_status() { return cudaGetLastError(); }
+inline LaunchStatus launch_status() {
+  return cudaGetLastError();
+}
 
-GSALIGN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
-GSALIGN_DEVICE int block_size() { return static_cast<int>(blockDim.x); }
-GSALIGN_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
+GSALIGN_DEVICE int thread_index() {
+  return static_cast<int>(threadIdx.x);
+}
+GSALIGN_DEVICE int block_size() {
+  return static_cast<int>(blockDim.x);
+}
+GSALIGN_DEVICE int block_index() {
+  return static_cast<int>(blockIdx.x);
+}
 
 // Dynamic shared memory of the block, aligned to 16 bytes.
 GSALIGN_DEVICE unsigned char* shared_memory() {
@@ -62,7 +70,9 @@ GSALIGN_DEVICE unsigned char* shared_memory() {
   return gsalign_shared_memory;
 }
 
-GSALIGN_DEVICE void barrier() { __syncthreads(); }
+GSALIGN_DEVICE void barrier() {
+  __syncthreads();
+}
 
 GSALIGN_DEVICE float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
@@ -74,14 +84,16 @@ GSALIGN_DEVICE int shuffle_up(int value, int distance) {
 
 // Integer count in shared memory. The sum does not depend on the order of arrival; the value before
 // is deliberately not returned, because it does.
-GSALIGN_DEVICE void count_one(int* counter) { atomicAdd(counter, 1); }
+GSALIGN_DEVICE void count_one(int* counter) {
+  atomicAdd(counter, 1);
+}
 
 GSALIGN_DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
   sincosf(angle, sine, cosine);
 }
 
-// 16 bytes from global to shared memory, both aligned to 16, visible after wait_async_copies() and a
-// barrier.
+// 16 bytes from global to shared memory, both aligned to 16, visible after wait_async_copies() and
+// a barrier.
 GSALIGN_DEVICE void copy_async_16(void* shared_target, const void* global_source) {
 #if __CUDA_ARCH__ >= 800
   const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared_target));
@@ -97,8 +109,12 @@ GSALIGN_DEVICE void wait_async_copies() {
 #endif
 }
 
-GSALIGN_DEVICE float to_float(float value) { return value; }
-GSALIGN_DEVICE float to_float(Half value) { return __half2float(__ushort_as_half(value.bits)); }
+GSALIGN_DEVICE float to_float(float value) {
+  return value;
+}
+GSALIGN_DEVICE float to_float(Half value) {
+  return __half2float(__ushort_as_half(value.bits));
+}
 GSALIGN_DEVICE float to_float(BFloat16 value) {
   return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
 }
@@ -198,8 +214,8 @@ struct VectorAccess<T, 8> {
   }
   static GSALIGN_DEVICE void store(T* target, const float (&values)[8]) {
     *reinterpret_cast<uint4*>(target) = make_uint4(
-        pack<T>(values[0], values[1]), pack<T>(values[2], values[3]),
-        pack<T>(values[4], values[5]), pack<T>(values[6], values[7]));
+        pack<T>(values[0], values[1]), pack<T>(values[2], values[3]), pack<T>(values[4], values[5]),
+        pack<T>(values[6], values[7]));
   }
 };
 
@@ -217,7 +233,8 @@ GSALIGN_DEVICE void store_values(T* target, const float (&values)[N]) {
 }
 
 // Lets a kernel ask for more dynamic shared memory than the 48 KB every kernel may have. The driver
-// is asked once per kernel and device; it is no stream operation, so graph capture may be under way.
+// is asked once per kernel and device; it is no stream operation, so graph capture may be under
+// way.
 template <auto kKernel>
 inline LaunchStatus allow_shared_memory(int bytes, int device) {
   constexpr int kDevices = 64;
@@ -232,8 +249,8 @@ inline LaunchStatus allow_shared_memory(int bytes, int device) {
   LaunchStatus status =
       cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (status == kLaunched) {
-    status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel),
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    status = cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kKernel), cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   }
   if (status == kLaunched && device < kDevices) {
     allowed[device].store(most, std::memory_order_relaxed);

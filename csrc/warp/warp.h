@@ -1,15 +1,16 @@
-// Scalar arithmetic of the token warp, shared by the CPU code, the CUDA kernels and their host tests.
+// Scalar arithmetic of the token warp, shared by the CPU code, the CUDA kernels and their host
+// tests.
 //
-// Coordinates are (x, y) in [-1, 1] with align_corners = true: -1 and 1 are the centres of the first
-// and the last column (row). The map goes from output to input: the grid says where an output token
-// reads. R is float, or double where the CPU serves float64.
+// Coordinates are (x, y) in [-1, 1] with align_corners = true: -1 and 1 are the centres of the
+// first and the last column (row). The map goes from output to input: the grid says where an output
+// token reads. R is float, or double where the CPU serves float64.
 //
-// Non-finite coordinates. torch's grid_sample with border padding clips by min(max(p, 0), size - 1),
-// so a NaN reads the first column (row); on an axis of size 1 an infinite coordinate becomes
+// Non-finite coordinates. torch's grid_sample with border padding clips by min(max(p, 0), size -
+// 1), so a NaN reads the first column (row); on an axis of size 1 an infinite coordinate becomes
 // inf * 0 = NaN and reads the only one. The same is done here. The backward pass of torch's CPU
-// grid_sample reads out of bounds for a NaN (seen in 2.11 and 2.15); here a NaN is treated as clamped:
-// its whole weight goes to the first column (row) and its gradient is zero. Compile this file without
-// -ffast-math, which would let the compiler drop the NaN case.
+// grid_sample reads out of bounds for a NaN (seen in 2.11 and 2.15); here a NaN is treated as
+// clamped: its whole weight goes to the first column (row) and its gradient is zero. Compile this
+// file without -ffast-math, which would let the compiler drop the NaN case.
 #pragma once
 
 #include "../common/host_device.h"
@@ -24,9 +25,10 @@ struct Point {
 // One axis of a bilinear tap: cells `cell` and `cell + 1` with weights 1 - fraction and fraction.
 template <typename R>
 struct Axis {
-  int cell;      // in [0, size - 1] whatever the coordinate
-  R fraction;    // in [0, 1); 0 where clamped
-  bool has_next; // cell + 1 is inside; where it is not, fraction is 0 and the cell must not be read
+  int cell;    // in [0, size - 1] whatever the coordinate
+  R fraction;  // in [0, 1); 0 where clamped
+  bool
+      has_next;  // cell + 1 is inside; where it is not, fraction is 0 and the cell must not be read
   bool free;     // not clamped: the coordinate receives a gradient
 };
 
@@ -81,13 +83,13 @@ GSALIGN_HOST_DEVICE R position_scale(int size) {
   return static_cast<R>(size - 1) / R(2);
 }
 
-// Derivatives of sum_i w_i d_i by pixel position, where d_00, d_01, d_10, d_11 are the dot products of
-// the output gradient with the tokens at (cell, cell + 1) of each axis (first index y, second x).
+// Derivatives of sum_i w_i d_i by pixel position, where d_00, d_01, d_10, d_11 are the dot products
+// of the output gradient with the tokens at (cell, cell + 1) of each axis (first index y, second
+// x).
 template <typename R>
-GSALIGN_HOST_DEVICE Point<R> position_gradient(
-    R fx, R fy, R d00, R d01, R d10, R d11) {
-  return {(R(1) - fy) * (d01 - d00) + fy * (d11 - d10),
-          (R(1) - fx) * (d10 - d00) + fx * (d11 - d01)};
+GSALIGN_HOST_DEVICE Point<R> position_gradient(R fx, R fy, R d00, R d01, R d10, R d11) {
+  return {
+      (R(1) - fy) * (d01 - d00) + fy * (d11 - d10), (R(1) - fx) * (d10 - d00) + fx * (d11 - d01)};
 }
 
 }  // namespace gsalign::warp

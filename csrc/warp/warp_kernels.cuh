@@ -7,12 +7,12 @@
 // arithmetic units busy in the same time: both passes are bound by memory. The grids, fractions and
 // dot products are a few hundred bytes per sample and tile, and stay on the chip.
 //
-// How. A block owns one sample and a tile of channels 128 bytes wide: 8 lanes, each with 16 bytes of a
-// token's row. The tile of all H*W tokens (and of their gradients) comes into shared memory by
-// asynchronous 16-byte copies, while the threads work out where each token reads. Then the four taps
-// are gathered from shared memory, where eight lanes read one 128-byte row without bank conflicts.
-// The block walks over several tiles of its sample, as many as it takes to fill the chip once, so that
-// the grid and the lists below are made once for them.
+// How. A block owns one sample and a tile of channels 128 bytes wide: 8 lanes, each with 16 bytes
+// of a token's row. The tile of all H*W tokens (and of their gradients) comes into shared memory by
+// asynchronous 16-byte copies, while the threads work out where each token reads. Then the four
+// taps are gathered from shared memory, where eight lanes read one 128-byte row without bank
+// conflicts. The block walks over several tiles of its sample, as many as it takes to fill the chip
+// once, so that the grid and the lists below are made once for them.
 //
 // Backward needs the transposed gather: which queries read this token? Queries are put in the order
 // of the cell (upper left corner) they read, by a counting sort in shared memory: counts by integer
@@ -22,14 +22,14 @@
 // fixed order, so the same bits on every run. Clamping may put all queries into one cell; the lists
 // hold any distribution.
 //
-// The grid's gradient is four dot products per query over the channels, summed over a query's lanes,
-// then over the block's tiles, projected on the basis, and left as one row of partial sums per block.
-// A second kernel adds the rows in a fixed order. Values of a row, with Q = basis^T dG [K, 2]:
-// Q R(theta) for the source points (K pairs) and sum_k <Q_k, dR/dtheta s_k> for the angle.
+// The grid's gradient is four dot products per query over the channels, summed over a query's
+// lanes, then over the block's tiles, projected on the basis, and left as one row of partial sums
+// per block. A second kernel adds the rows in a fixed order. Values of a row, with Q = basis^T dG
+// [K, 2]: Q R(theta) for the source points (K pairs) and sum_k <Q_k, dR/dtheta s_k> for the angle.
 //
-// Maps too large for shared memory are read through the caches by the same code (kStaged = false), and
-// where not even the lists fit, they lie in device memory, a stretch per block.
-// Channels that do not come in 16-byte vectors take one value per lane (kVector = 1).
+// Maps too large for shared memory are read through the caches by the same code (kStaged = false),
+// and where not even the lists fit, they lie in device memory, a stretch per block. Channels that
+// do not come in 16-byte vectors take one value per lane (kVector = 1).
 #pragma once
 
 #include <type_traits>
@@ -50,16 +50,16 @@ struct Problem {
   const float* base;           // [height * width, 2] = basis * source_points, or null: made here
   float eta;
   int height, width, prefix, channels, points;
-  int lane_bits;  // 2^lane_bits lanes share a row of a tile
-  int groups;     // blocks per sample
+  int lane_bits;          // 2^lane_bits lanes share a row of a tile
+  int groups;             // blocks per sample
   unsigned char* tables;  // table_bytes per block, or null: the tables are in shared memory
   int table_bytes;
 
   GSALIGN_HOST_DEVICE int queries() const { return height * width; }
 };
 
-
-// ---- pieces ----------------------------------------------------------------------------------------
+// ---- pieces
+// ----------------------------------------------------------------------------------------
 
 // Where a block stands: its sample, and its first tile.
 struct Place {
@@ -74,8 +74,9 @@ GSALIGN_DEVICE Point<float> base_of(const Problem<T>& problem, int query) {
   if (problem.base != nullptr) {
     return {problem.base[2 * query], problem.base[2 * query + 1]};
   }
-  return base_point(problem.basis + static_cast<std::int64_t>(query) * problem.points,
-                    problem.source_points, problem.points);
+  return base_point(
+      problem.basis + static_cast<std::int64_t>(query) * problem.points, problem.source_points,
+      problem.points);
 }
 
 struct Tap {
@@ -106,23 +107,24 @@ struct Tile {
 
 // Starts the copies of a tile's rows into shared memory. Lanes past the last channel copy nothing.
 template <typename T, int kVector>
-GSALIGN_DEVICE void stage(T* target, const T* source, int rows, int channels, int lane_bits,
-                          int channels_left) {
+GSALIGN_DEVICE void stage(
+    T* target, const T* source, int rows, int channels, int lane_bits, int channels_left) {
   const int row_values = kVector << lane_bits;
   for (int i = thread_index(); i < rows << lane_bits; i += block_size()) {
     const int row = i >> lane_bits;
     const int offset = (i & ((1 << lane_bits) - 1)) * kVector;
     if (offset < channels_left) {
-      copy_async_16(target + row * row_values + offset,
-                    source + static_cast<std::int64_t>(row) * channels + offset);
+      copy_async_16(
+          target + row * row_values + offset,
+          source + static_cast<std::int64_t>(row) * channels + offset);
     }
   }
 }
 
 // Rows that the warp leaves as they are.
 template <typename T, int kVector>
-GSALIGN_DEVICE void copy_prefix(T* target, const T* source, int rows, int channels, int lane_bits,
-                                int channels_left) {
+GSALIGN_DEVICE void copy_prefix(
+    T* target, const T* source, int rows, int channels, int lane_bits, int channels_left) {
   for (int i = thread_index(); i < rows << lane_bits; i += block_size()) {
     const int offset = (i & ((1 << lane_bits) - 1)) * kVector;
     if (offset < channels_left) {
@@ -136,8 +138,8 @@ GSALIGN_DEVICE void copy_prefix(T* target, const T* source, int rows, int channe
 
 // sum += weight * values at `source`, which is not read where it does not exist.
 template <typename T, int kVector>
-GSALIGN_DEVICE void accumulate(float (&sum)[kVector], float weight, const T* source,
-                               bool exists = true) {
+GSALIGN_DEVICE void accumulate(
+    float (&sum)[kVector], float weight, const T* source, bool exists = true) {
   float values[kVector];
   load_values<T, kVector>(source, values, exists);
   GSALIGN_UNROLL
@@ -190,12 +192,13 @@ GSALIGN_DEVICE void exclusive_scan(int* counts, int n, int* scratch) {
   barrier();
 }
 
-// ---- A = M S, for many control points --------------------------------------------------------------
+// ---- A = M S, for many control points
+// --------------------------------------------------------------
 
 // One warp per query; lanes share the control points.
 GSALIGN_KERNEL(kThreads)
-warp_base_kernel(const float* basis, const float* source_points, float* base, int queries,
-                 int points) {
+warp_base_kernel(
+    const float* basis, const float* source_points, float* base, int queries, int points) {
   const int warps = block_size() / kWarpSize;
   const int query = block_index() * warps + thread_index() / kWarpSize;
   Point<float> sum{0.0f, 0.0f};
@@ -216,7 +219,8 @@ warp_base_kernel(const float* basis, const float* source_points, float* base, in
   }
 }
 
-// ---- forward ---------------------------------------------------------------------------------------
+// ---- forward
+// ---------------------------------------------------------------------------------------
 
 // The cell of a tap and whether its right and lower neighbours exist, in one word.
 constexpr unsigned kRight = 1u << 30;
@@ -237,8 +241,8 @@ warp_forward_kernel(Problem<T> problem, T* output) {
   // An item is a tile, and where tiles are read in place, a chunk of its queries.
   const int chunks = kStaged ? 1 : divide_up(queries, kForwardChunk);
   const Place place = place_of(block_index(), problem.groups);
-  const std::int64_t sample_offset = static_cast<std::int64_t>(place.sample) *
-                                     (problem.prefix + queries) * problem.channels;
+  const std::int64_t sample_offset =
+      static_cast<std::int64_t>(place.sample) * (problem.prefix + queries) * problem.channels;
   const std::int64_t map_offset = static_cast<std::int64_t>(problem.prefix) * problem.channels;
 
   const ForwardLayout layout =
@@ -262,15 +266,15 @@ warp_forward_kernel(Problem<T> problem, T* output) {
         kStaged || first_query + kForwardChunk > queries ? queries : first_query + kForwardChunk;
 
     if (kStaged) {
-      stage<T, kVector>(staged, source + map_offset, queries, problem.channels, problem.lane_bits,
-                        channels_left);
+      stage<T, kVector>(
+          staged, source + map_offset, queries, problem.channels, problem.lane_bits, channels_left);
     }
     if (first_query == 0) {
-      copy_prefix<T, kVector>(target, source, problem.prefix, problem.channels, problem.lane_bits,
-                              channels_left);
+      copy_prefix<T, kVector>(
+          target, source, problem.prefix, problem.channels, problem.lane_bits, channels_left);
     }
-    const Tile<T, kStaged> tile{kStaged ? staged : source + map_offset,
-                                kStaged ? tile_channels : problem.channels};
+    const Tile<T, kStaged> tile{
+        kStaged ? staged : source + map_offset, kStaged ? tile_channels : problem.channels};
     const std::int64_t row_step = static_cast<std::int64_t>(width) * tile.stride;
 
     for (int chunk = first_query; chunk < last_query; chunk += kForwardChunk) {
@@ -306,8 +310,8 @@ warp_forward_kernel(Problem<T> problem, T* output) {
           accumulate<T, kVector>(sum, lower * (1.0f - fraction.x), below, down);
           accumulate<T, kVector>(sum, lower * fraction.x, below + tile.stride, right && down);
           store_values<T, kVector>(
-              target + map_offset +
-                  static_cast<std::int64_t>(chunk + slot) * problem.channels + offset,
+              target + map_offset + static_cast<std::int64_t>(chunk + slot) * problem.channels +
+                  offset,
               sum);
         }
       }
@@ -316,25 +320,24 @@ warp_forward_kernel(Problem<T> problem, T* output) {
   }
 }
 
-// ---- backward --------------------------------------------------------------------------------------
+// ---- backward
+// --------------------------------------------------------------------------------------
 
 // A query with four flags (which neighbours of its cell exist, which axes are free), and its cell.
 struct alignas(8) Reader {
   unsigned query_and_flags;
   int cell;
 
-  GSALIGN_DEVICE int query() const {
-    return static_cast<int>(query_and_flags & (kFreeX - 1));
-  }
+  GSALIGN_DEVICE int query() const { return static_cast<int>(query_and_flags & (kFreeX - 1)); }
   GSALIGN_DEVICE bool has(unsigned flag) const { return (query_and_flags & flag) != 0; }
 };
 
 // Fills the sorted tables. `cells` (aligned to 16) holds one int per query and may lie where the
 // caller's accumulators do. The caller's barrier must follow before tables or `cells` are touched.
 template <typename T>
-GSALIGN_DEVICE void sort_queries(const Problem<T>& problem, float cosine, float sine,
-                                 Pair* fractions, Reader* readers, int* bounds, int* cells,
-                                 int* scratch) {
+GSALIGN_DEVICE void sort_queries(
+    const Problem<T>& problem, float cosine, float sine, Pair* fractions, Reader* readers,
+    int* bounds, int* cells, int* scratch) {
   const int queries = problem.queries();
   for (int i = thread_index(); i <= queries; i += block_size()) {
     bounds[i] = 0;
@@ -384,16 +387,17 @@ GSALIGN_DEVICE void sort_queries(const Problem<T>& problem, float cosine, float 
 // Partial sums of a block: `point_sums` [2 * points][blocks], `angle_sums` [batch][groups].
 template <typename T, int kVector, bool kStaged>
 GSALIGN_KERNEL(kThreads)
-warp_backward_kernel(Problem<T> problem, const T* grad_output, T* grad_tokens, float* point_sums,
-                     float* angle_sums, std::int64_t blocks) {
+warp_backward_kernel(
+    Problem<T> problem, const T* grad_output, T* grad_tokens, float* point_sums, float* angle_sums,
+    std::int64_t blocks) {
   const int queries = problem.queries();
   const int width = problem.width;
   const int lanes = 1 << problem.lane_bits;
   const int tile_channels = kVector * lanes;
   const int tiles = divide_up(problem.channels, tile_channels);
   const Place place = place_of(block_index(), problem.groups);
-  const std::int64_t sample_offset = static_cast<std::int64_t>(place.sample) *
-                                     (problem.prefix + queries) * problem.channels;
+  const std::int64_t sample_offset =
+      static_cast<std::int64_t>(place.sample) * (problem.prefix + queries) * problem.channels;
   const std::int64_t map_offset = static_cast<std::int64_t>(problem.prefix) * problem.channels;
 
   const BackwardLayout layout =
@@ -421,16 +425,20 @@ warp_backward_kernel(Problem<T> problem, const T* grad_output, T* grad_tokens, f
     const T* gradient_source = grad_output + sample_offset + first_channel;
     T* target = grad_tokens + sample_offset + first_channel;
     if (kStaged) {
-      stage<T, kVector>(staged_gradients, gradient_source + map_offset, queries, problem.channels,
-                        problem.lane_bits, channels_left);
-      stage<T, kVector>(staged_tokens, token_source + map_offset, queries, problem.channels,
-                        problem.lane_bits, channels_left);
+      stage<T, kVector>(
+          staged_gradients, gradient_source + map_offset, queries, problem.channels,
+          problem.lane_bits, channels_left);
+      stage<T, kVector>(
+          staged_tokens, token_source + map_offset, queries, problem.channels, problem.lane_bits,
+          channels_left);
     }
-    copy_prefix<T, kVector>(target, gradient_source, problem.prefix, problem.channels,
-                            problem.lane_bits, channels_left);
+    copy_prefix<T, kVector>(
+        target, gradient_source, problem.prefix, problem.channels, problem.lane_bits,
+        channels_left);
     if (first_tile) {  // while the copies are under way
-      sort_queries(problem, cosine, sine, fractions, readers, bounds,
-                   reinterpret_cast<int*>(gradient), scratch);
+      sort_queries(
+          problem, cosine, sine, fractions, readers, bounds, reinterpret_cast<int*>(gradient),
+          scratch);
     }
     wait_async_copies();
     barrier();
@@ -497,12 +505,14 @@ warp_backward_kernel(Problem<T> problem, const T* grad_output, T* grad_tokens, f
             const Pair fraction = fractions[e];
             const float along_x = e < middle ? fraction.x : 1.0f - fraction.x;
             const float along_y = up != 0 ? fraction.y : 1.0f - fraction.y;
-            accumulate<T, kVector>(sum, problem.eta * along_x * along_y,
-                                   gradient_tile.row(readers[e].query()) + offset);
+            accumulate<T, kVector>(
+                sum, problem.eta * along_x * along_y,
+                gradient_tile.row(readers[e].query()) + offset);
           }
         }
         store_values<T, kVector>(
-            target + map_offset + static_cast<std::int64_t>(token) * problem.channels + offset, sum);
+            target + map_offset + static_cast<std::int64_t>(token) * problem.channels + offset,
+            sum);
       }
       column += step_column;
       column -= column >= width ? width : 0;
@@ -517,8 +527,7 @@ warp_backward_kernel(Problem<T> problem, const T* grad_output, T* grad_tokens, f
   const float scale_y = problem.eta * position_scale<float>(problem.height);
   float angle_sum = 0.0f;
   for (int first = 0; first < problem.points; first += block_size()) {
-    const int here =
-        problem.points - first < block_size() ? problem.points - first : block_size();
+    const int here = problem.points - first < block_size() ? problem.points - first : block_size();
     int slice_count = block_size() / here;
     slice_count = slice_count < 16 ? slice_count : 16;
     const int slice = thread_index() / here;
@@ -569,8 +578,9 @@ warp_backward_kernel(Problem<T> problem, const T* grad_output, T* grad_tokens, f
 // Adds the partial sums in a fixed order: block c < 2 * points adds column c of `point_sums`, the
 // blocks after them take block_size() samples each of `angle_sums`.
 GSALIGN_KERNEL(kThreads)
-warp_reduce_kernel(const float* point_sums, const float* angle_sums, float* grad_source_points,
-                   float* grad_angle, int columns, std::int64_t blocks, int batch, int groups) {
+warp_reduce_kernel(
+    const float* point_sums, const float* angle_sums, float* grad_source_points, float* grad_angle,
+    int columns, std::int64_t blocks, int batch, int groups) {
   if (block_index() < columns) {
     float* warps = reinterpret_cast<float*>(shared_memory());
     const float* column = point_sums + block_index() * blocks;
@@ -605,10 +615,11 @@ warp_reduce_kernel(const float* point_sums, const float* angle_sums, float* grad
   }
 }
 
-// ---- launching: shared by the CUDA entry points and the host tests ----------------------------------
+// ---- launching: shared by the CUDA entry points and the host tests
+// ----------------------------------
 
-// Floats of workspace of a backward launch: per block its tables, where they are not in shared memory,
-// and one row of partial sums.
+// Floats of workspace of a backward launch: per block its tables, where they are not in shared
+// memory, and one row of partial sums.
 inline std::int64_t workspace_floats(const Plan& plan, int batch, int points) {
   const std::int64_t blocks = static_cast<std::int64_t>(batch) * plan.groups;
   return blocks * (plan.table_bytes / 4 + 2 * static_cast<std::int64_t>(points) + 1);
@@ -629,17 +640,19 @@ LaunchStatus for_plan(const Plan& plan, Launch&& launch) {
 
 // base = basis * source_points.
 template <typename Stream>
-LaunchStatus launch_base(const float* basis, const float* source_points, float* base, int queries,
-                         int points, int threads, Stream stream) {
+LaunchStatus launch_base(
+    const float* basis, const float* source_points, float* base, int queries, int points,
+    int threads, Stream stream) {
   const int blocks = divide_up(queries, threads / kWarpSize);
-  GSALIGN_LAUNCH(warp_base_kernel, blocks, threads, 0, stream, basis, source_points, base, queries,
-                 points);
+  GSALIGN_LAUNCH(
+      warp_base_kernel, blocks, threads, 0, stream, basis, source_points, base, queries, points);
   return launch_status();
 }
 
 template <typename T, typename Stream>
-LaunchStatus launch_forward(Problem<T> problem, const Plan& plan, T* output, int batch, int threads,
-                            int device, Stream stream) {
+LaunchStatus launch_forward(
+    Problem<T> problem, const Plan& plan, T* output, int batch, int threads, int device,
+    Stream stream) {
   problem.lane_bits = plan.lane_bits;
   problem.groups = plan.groups;
   return for_plan<T>(plan, [&](auto lane_values, auto staged) {
@@ -648,8 +661,8 @@ LaunchStatus launch_forward(Problem<T> problem, const Plan& plan, T* output, int
     if (status != kLaunched) {
       return status;
     }
-    GSALIGN_LAUNCH(kernel, batch * plan.groups, threads, plan.shared_bytes, stream, problem,
-                   output);
+    GSALIGN_LAUNCH(
+        kernel, batch * plan.groups, threads, plan.shared_bytes, stream, problem, output);
     return launch_status();
   });
 }
@@ -657,9 +670,10 @@ LaunchStatus launch_forward(Problem<T> problem, const Plan& plan, T* output, int
 // `workspace` has workspace_floats(plan, batch, points) floats, aligned to 16 bytes. With an empty
 // batch or no channels only the reduction runs, and writes zeros.
 template <typename T, typename Stream>
-LaunchStatus launch_backward(Problem<T> problem, const Plan& plan, const T* grad_output,
-                             T* grad_tokens, float* grad_source_points, float* grad_angle,
-                             float* workspace, int batch, int threads, int device, Stream stream) {
+LaunchStatus launch_backward(
+    Problem<T> problem, const Plan& plan, const T* grad_output, T* grad_tokens,
+    float* grad_source_points, float* grad_angle, float* workspace, int batch, int threads,
+    int device, Stream stream) {
   problem.lane_bits = plan.lane_bits;
   problem.groups = plan.groups;
   const std::int64_t blocks =
@@ -676,18 +690,19 @@ LaunchStatus launch_backward(Problem<T> problem, const Plan& plan, const T* grad
       if (allowed != kLaunched) {
         return allowed;
       }
-      GSALIGN_LAUNCH(kernel, static_cast<int>(blocks), threads, plan.shared_bytes, stream, problem,
-                     grad_output, grad_tokens, point_sums, angle_sums, blocks);
+      GSALIGN_LAUNCH(
+          kernel, static_cast<int>(blocks), threads, plan.shared_bytes, stream, problem,
+          grad_output, grad_tokens, point_sums, angle_sums, blocks);
       return launch_status();
     });
     if (status != kLaunched) {
       return status;
     }
   }
-  GSALIGN_LAUNCH(warp_reduce_kernel, columns + divide_up(batch, threads), threads,
-                 kWarpSize * static_cast<int>(sizeof(float)), stream, point_sums, angle_sums,
-                 grad_source_points, grad_angle, columns, blocks, batch,
-                 blocks > 0 ? plan.groups : 0);
+  GSALIGN_LAUNCH(
+      warp_reduce_kernel, columns + divide_up(batch, threads), threads,
+      kWarpSize * static_cast<int>(sizeof(float)), stream, point_sums, angle_sums,
+      grad_source_points, grad_angle, columns, blocks, batch, blocks > 0 ? plan.groups : 0);
   return launch_status();
 }
 

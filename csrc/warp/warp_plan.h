@@ -10,13 +10,17 @@
 namespace gsalign::warp {
 
 constexpr int kThreads = 256;
-constexpr int kForwardChunk = 256;           // queries whose taps the forward kernel holds at a time
-constexpr int kMaxQueries = 1 << 24;         // queries and cells are packed with flags into 32 bits
-constexpr int kInlinePoints = 16;            // above, A = M S is made once by its own kernel
+constexpr int kForwardChunk = 256;    // queries whose taps the forward kernel holds at a time
+constexpr int kMaxQueries = 1 << 24;  // queries and cells are packed with flags into 32 bits
+constexpr int kInlinePoints = 16;     // above, A = M S is made once by its own kernel
 constexpr int kMaxSharedBytes = 112 * 1024;  // of a staged tile: leaves room for a second block
 
-GSALIGN_HOST_DEVICE int divide_up(int a, int b) { return (a + b - 1) / b; }
-GSALIGN_HOST_DEVICE int round_up_16(int bytes) { return (bytes + 15) & ~15; }
+GSALIGN_HOST_DEVICE int divide_up(int a, int b) {
+  return (a + b - 1) / b;
+}
+GSALIGN_HOST_DEVICE int round_up_16(int bytes) {
+  return (bytes + 15) & ~15;
+}
 
 // Forward: fractions (pairs of floats) and cells of a chunk of queries, then the tile.
 struct ForwardLayout {
@@ -71,8 +75,9 @@ struct Plan {
 };
 
 template <typename Layout>
-inline Plan make_plan(int queries, int channels, int value_bytes, bool vectors, std::int64_t batch,
-                      const Chip& chip, int blocks_per_multiprocessor) {
+inline Plan make_plan(
+    int queries, int channels, int value_bytes, bool vectors, std::int64_t batch, const Chip& chip,
+    int blocks_per_multiprocessor) {
   const int lane_values = vectors ? 16 / value_bytes : 1;
   const int limit =
       chip.shared_per_block < kMaxSharedBytes ? chip.shared_per_block : kMaxSharedBytes;
@@ -112,13 +117,15 @@ inline Plan make_plan(int queries, int channels, int value_bytes, bool vectors, 
   return plan;
 }
 
-inline Plan plan_forward(int queries, int channels, int value_bytes, bool vectors,
-                         std::int64_t batch, const Chip& chip) {
+inline Plan plan_forward(
+    int queries, int channels, int value_bytes, bool vectors, std::int64_t batch,
+    const Chip& chip) {
   return make_plan<ForwardLayout>(queries, channels, value_bytes, vectors, batch, chip, 8);
 }
 
-inline Plan plan_backward(int queries, int channels, int value_bytes, bool vectors,
-                          std::int64_t batch, const Chip& chip) {
+inline Plan plan_backward(
+    int queries, int channels, int value_bytes, bool vectors, std::int64_t batch,
+    const Chip& chip) {
   return make_plan<BackwardLayout>(queries, channels, value_bytes, vectors, batch, chip, 6);
 }
 

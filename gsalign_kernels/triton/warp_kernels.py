@@ -1,9 +1,9 @@
 """Triton kernels of the token warp; the only file of it that imports triton.
 
-The method is that of ``csrc/warp/warp_kernels.cuh``: a four-tap gather forward, and backward a gather
-through lists of queries sorted by the cell they read, so that nothing is added atomically and every
-run gives the same bits. What differs: tiles are read through the caches, and the lists are made once
-per sample by two small kernels instead of in every block.
+The method is that of ``csrc/warp/warp_kernels.cuh``: a four-tap gather forward, and backward a
+gather through lists of queries sorted by the cell they read, so that nothing is added atomically
+and every run gives the same bits. What differs: tiles are read through the caches, and the lists
+are made once per sample by two small kernels instead of in every block.
 
 Cells and fractions are computed once and stored, never twice: two computations of one coordinate
 might round apart and put a query into two cells.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 
 # Sizes of which a new value must not mean a new compilation. The number of channels is not among
 # them: knowing that 16 divides it gives 16-byte accesses.
@@ -221,8 +220,9 @@ def backward_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Token gradients of a block of the map and a tile of channels, and that tile's share of the
-    gradient by reading position, ``grad_positions [B, tiles, HW, 2]``.
+    """Token gradients of a block of the map and a tile of channels, and the tile's share of more.
+
+    That share is of the gradient by reading position, ``grad_positions [B, tiles, HW, 2]``.
     """
     program = tl.program_id(0)
     block = program % blocks

@@ -1,11 +1,11 @@
 // Stands in for the CUDA definitions of csrc/common/launch.h: kernels run with host threads.
 //
 // Each thread runs its part of every block, and only the kernel's own barriers hold the threads
-// together, so that ThreadSanitizer sees a missing barrier, or two blocks that write one place, as the
-// race it is. The block's shared memory is a heap block of exactly the size
-// the launch asked for, so that AddressSanitizer sees a step past its end; it starts out poisoned.
-// Two faults can be asked for, to show that the sanitizers do find them: the n-th barrier of every
-// block left out, and less shared memory than asked for.
+// together, so that ThreadSanitizer sees a missing barrier, or two blocks that write one place, as
+// the race it is. The block's shared memory is a heap block of exactly the size the launch asked
+// for, so that AddressSanitizer sees a step past its end; it starts out poisoned. Two faults can be
+// asked for, to show that the sanitizers do find them: the n-th barrier of every block left out,
+// and less shared memory than asked for.
 #pragma once
 
 #include <barrier>
@@ -22,15 +22,17 @@
 #define GSALIGN_UNROLL
 #define GSALIGN_KERNEL(max_threads) static void
 
-#define GSALIGN_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...)  \
-  (static_cast<void>(stream),                                               \
+#define GSALIGN_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \
+  (static_cast<void>(stream),                                              \
    gsalign::host::run_grid(blocks, threads, shared_bytes, [&] { kernel(__VA_ARGS__); }))
 
 namespace gsalign {
 
 using LaunchStatus = int;
 constexpr LaunchStatus kLaunched = 0;
-inline LaunchStatus launch_status() { return kLaunched; }
+inline LaunchStatus launch_status() {
+  return kLaunched;
+}
 
 template <auto kKernel>
 inline LaunchStatus allow_shared_memory(int, int) {
@@ -126,10 +128,18 @@ inline void require_aligned(const void* pointer, std::uintptr_t bytes) {
 
 }  // namespace host
 
-inline int thread_index() { return host::self.thread; }
-inline int block_size() { return host::self.threads; }
-inline int block_index() { return host::self.block; }
-inline unsigned char* shared_memory() { return host::self.state->shared; }
+inline int thread_index() {
+  return host::self.thread;
+}
+inline int block_size() {
+  return host::self.threads;
+}
+inline int block_index() {
+  return host::self.block;
+}
+inline unsigned char* shared_memory() {
+  return host::self.state->shared;
+}
 
 inline void barrier() {
   if (host::self.barriers++ != host::faults.skipped_barrier) {
@@ -138,16 +148,18 @@ inline void barrier() {
 }
 
 inline float shuffle_xor(float value, int mask) {
-  return host::bits_as<float>(host::exchange(host::bits_as<std::uint32_t>(value),
-                                             (host::self.thread % kWarpSize) ^ mask));
+  return host::bits_as<float>(
+      host::exchange(host::bits_as<std::uint32_t>(value), (host::self.thread % kWarpSize) ^ mask));
 }
 inline int shuffle_up(int value, int distance) {
   const int lane = host::self.thread % kWarpSize;
-  return host::bits_as<int>(host::exchange(host::bits_as<std::uint32_t>(value),
-                                           lane >= distance ? lane - distance : lane));
+  return host::bits_as<int>(host::exchange(
+      host::bits_as<std::uint32_t>(value), lane >= distance ? lane - distance : lane));
 }
 
-inline void count_one(int* counter) { __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
+inline void count_one(int* counter) {
+  __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
+}
 
 inline void sine_cosine(float angle, float* sine, float* cosine) {
   *sine = std::sin(angle);
@@ -161,7 +173,9 @@ inline void copy_async_16(void* shared_target, const void* global_source) {
 }
 inline void wait_async_copies() {}
 
-inline float to_float(float value) { return value; }
+inline float to_float(float value) {
+  return value;
+}
 inline float to_float(BFloat16 value) {
   return host::bits_as<float>(static_cast<std::uint32_t>(value.bits) << 16);
 }

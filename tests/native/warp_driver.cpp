@@ -151,10 +151,10 @@ void run_case(std::FILE* cases, std::FILE* results, const Header& h) {
       std::vector<T> tokens_now = poisoned<T>(values);
       std::vector<float> points_now = poisoned<float>(2 * h.points);
       std::vector<float> angle_now = poisoned<float>(h.batch);
-      std::vector<float> workspace =
-          poisoned<float>(workspace_floats(backward, h.batch, h.points));
-      launch_backward<T>(problem, backward, gradient.data(), tokens_now.data(), points_now.data(),
-                         angle_now.data(), workspace.data(), h.batch, h.threads, 0, stream);
+      std::vector<float> workspace = poisoned<float>(workspace_floats(backward, h.batch, h.points));
+      launch_backward<T>(
+          problem, backward, gradient.data(), tokens_now.data(), points_now.data(),
+          angle_now.data(), workspace.data(), h.batch, h.threads, 0, stream);
       keep_first(grad_tokens, std::move(tokens_now), repeat == 0);
       keep_first(grad_points, std::move(points_now), repeat == 0);
       keep_first(grad_angle, std::move(angle_now), repeat == 0);
@@ -170,8 +170,10 @@ void run_case(std::FILE* cases, std::FILE* results, const Header& h) {
 
 int main(int argc, char** argv) {
   if (argc < 3) {
-    std::fprintf(stderr, "usage: warp_driver CASES RESULTS [--skip-barrier N] "
-                         "[--missing-shared BYTES]\n");
+    std::fprintf(
+        stderr,
+        "usage: warp_driver CASES RESULTS [--skip-barrier N] "
+        "[--missing-shared BYTES]\n");
     return 2;
   }
   for (int i = 3; i + 1 < argc; i += 2) {
