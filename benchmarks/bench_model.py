@@ -1,0 +1,131 @@
+"""The whole network: embedding and training step, with reference operators and with ours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks import check
+from benchmarks.case import REFERENCE, Choice, normal
+from benchmarks.measure import Subject, peak_mib, time_subjects
+from benchmarks.rows import Row
+from benchmarks.timing import Settings
+from gsalign.model import GSAlign, LtpsConfig, ModelConfig
+from gsalign_kernels import use_kernels
+
+FAMILY = "model"
+OPERATORS = ("gsalign",)
+
+EMBED = "embed"
+STEP = "training step"
+TOLERANCE = 2e-3
+
+# Stochastic depth is off, so that both see the same network and float64 can judge them.
+DEMO = ModelConfig(
+    image_size=(128, 64),
+    width=128,
+    depth=4,
+    num_heads=4,
+    drop_path=0.0,
+    num_identities=100,
+    ltps=LtpsConfig(hidden=(64, 32)),
+)
+PUBLISHED = ModelConfig(drop_path=0.0)
+
+
+def measure(choice: Choice, settings: Settings) -> Iterator[Row]:
+    """Rows of the demo's network at batch 64, and with ``full`` of the published one at batch 8.
+
+    Raises:
+        WrongResultError: the embeddings or the loss differ from the reference in float64.
+    """
+    yield from measure_network("demo", DEMO, 8 if choice.quick else 64, choice, settings)
+    if choice.full:
+        yield from measure_network("ViT-B/16", PUBLISHED, 8, choice, settings)
+
+
+def measure_network(
+    name: str, config: ModelConfig, batch: int, choice: Choice, settings: Settings
+) -> Iterator[Row]:
+    """Rows of one network: two passes, two choices of operators."""
+    device = choice.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(51)
+        network = GSAlign(config)
+    with torch.no_grad():
+        for parameter_name, parameter in network.named_parameters():
+            # A fresh network warps by nothing; turn the maps a little, as a trained one does.
+            if "ltps" in parameter_name and parameter.dim() > 1:
+                noise = normal(
+                    *parameter.shape, seed=52, device=parameter.device, dtype=parameter.dtype
+                )
+                parameter.add_(0.01 * noise)
+    network.to(device)
+    images = normal(batch, 3, *config.image_size, seed=53, device=device, dtype=torch.float32)
+    labels = torch.arange(batch, device=device)
+    identities, views = labels // 4 % config.num_identities, labels % 2
+    shape = f"{name} B{batch} {config.image_size[0]}x{config.image_size[1]}"
+
+    for pass_name in (EMBED, STEP):
+        with use_kernels(REFERENCE):
+            exact = copy.deepcopy(network).double()
+            wanted = _call(exact, pass_name, images.double(), identities, views)().detach()
+            del exact
+        subjects = []
+        for choice_name in (REFERENCE, "auto"):
+            call = _under(
+                choice_name,
+                _call(copy.deepcopy(network), pass_name, images, identities, views),
+            )
+            error = check.worst_error(
+                f"{shape} {pass_name}: {choice_name}", [call()], [wanted], TOLERANCE
+            )
+            row = Row(
+                OPERATORS[0],
+                choice_name,
+                pass_name,
+                "float32",
+                shape,
+                peak_mib=peak_mib(call, device),
+                error=error,
+                note="kernels chosen by --kernels " + choice_name,
+            )
+            subjects.append(Subject(row, [call]))
+        yield from time_subjects(subjects, device, settings, images=batch)
+
+
+def _under(choice: str, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with use_kernels(choice):
+            return call()
+
+    return run
+
+
+def _call(
+    network: GSAlign, pass_name: str, images: Tensor, identities: Tensor, views: Tensor
+) -> Callable[[], Tensor]:
+    if pass_name == EMBED:
+        network.eval()
+
+        def embed() -> Tensor:
+            with torch.no_grad():
+                return network.embed(images)
+
+        return embed
+    network.train()
+    # A rate of 0 does the arithmetic of a step and leaves the weights where the judge saw them.
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=0.0)
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        losses = network.losses(images, identities, views)
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        optimizer.step()
+        return total.detach()
+
+    return step
