@@ -53,9 +53,7 @@ def _tokens(choice: Choice, batch: int, dtype: torch.dtype, *, compile: bool) ->
 
     def inputs(device: torch.device) -> Tensors:
         lattice = control_lattice(2)
-        moved = lattice + 0.2 * normal(
-            4, 2, seed=2, device=torch.device("cpu"), dtype=lattice.dtype
-        )
+        moves = normal(4, 2, seed=2, device=lattice.device, dtype=lattice.dtype)
         return {
             "tokens": normal(batch, height * width, CHANNELS, seed=1, device=device, dtype=dtype),
             "source": (lattice + 0.2 * moves).to(device),
@@ -105,7 +103,7 @@ def _tokens(choice: Choice, batch: int, dtype: torch.dtype, *, compile: bool) ->
         ),
         # The gradients of grid_sample jump where a position crosses a pixel, so that a rounding
         # error of a position weighs more there.
-        tolerance=2e-3 if dtype == torch.float32 else None,
+        tolerance=2e-4 if dtype == torch.float32 else None,
     )
 
 
@@ -177,7 +175,8 @@ def _image(choice: Choice, batch: int, side: int, *, compile: bool) -> Case:
                 "kornia",
                 kornia_image,
                 unavailable=None if find_spec("kornia") else "kornia is not installed",
-                slack=4.0,
+                # Its squared distances are a^2 + b^2 - 2ab, which cancels: 2 % of a gradient at K 100.
+                slack=60.0,
                 note="our coefficients (torch.linalg.solve), kornia's warp_image_tps",
             ),
             *implementations("warp_image", device, call),
