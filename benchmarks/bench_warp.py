@@ -175,7 +175,7 @@ def _image(choice: Choice, batch: int, side: int, *, compile: bool) -> Case:
                 "kornia",
                 kornia_image,
                 unavailable=None if find_spec("kornia") else "kornia is not installed",
-                # Its squared distances are a^2 + b^2 - 2ab, which cancels: 2 % of a gradient at K 100.
+                # a^2 + b^2 - 2ab for squared distances cancels: 2 % of a gradient at K 100.
                 slack=60.0,
                 note="our coefficients (torch.linalg.solve), kornia's warp_image_tps",
             ),
