@@ -83,7 +83,7 @@ def draw(rows: Sequence[dict[str, str]], family: str, target: Path) -> bool:
         ticks.append((start + position - 1.0) / 2)
         labels.append(title)
         position += 1.2
-    axes.axvline(1.0, color="#555555", linewidth=0.8)
+    axes.axvline(1.0, color="#555555", linewidth=0.8, zorder=0)
     axes.set_yticks(ticks, labels, fontsize=7.5)
     axes.set_ylim(position - 1.2, -1.0)
     axes.set_xlim(0.0, fastest * 1.45)
@@ -92,7 +92,7 @@ def draw(rows: Sequence[dict[str, str]], family: str, target: Path) -> bool:
     axes.spines[["top", "right"]].set_visible(False)
     first = rows[0]
     axes.set_title(
-        f"{family}: {first['device']}, {first['threads']} threads, {first['allocator']}\n"
+        f"{family}: {first['device']}, {_threads(first)}, {first['allocator']}\n"
         f"PyTorch {first['torch']}, Triton {first['triton']}, CUDA {first['cuda']}; "
         f"commit {first['commit']}, {first['date']}",
         fontsize=8,
@@ -102,6 +102,10 @@ def draw(rows: Sequence[dict[str, str]], family: str, target: Path) -> bool:
         figure.savefig(temporary, dpi=150, bbox_inches="tight")
     plt.close(figure)
     return True
+
+
+def _threads(row: dict[str, str]) -> str:
+    return "1 thread" if row["threads"] == "1" else f"{row['threads']} threads"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# One command for a GPU machine without network: builds in place, tests, checks memory, measures.
+#
+#   benchmarks/gpu.sh OUTDIR
+#
+# PYTHON names the interpreter (python3); it needs PyTorch with CUDA, ninja, pybind11, pytest and
+# what the package depends on. Nothing is downloaded. Every step writes OUTDIR/<step>.log, a failing
+# step does not stop the next, and the exit status is the number of steps that failed.
+set -u
+
+if [ $# -ne 1 ]; then
+  echo "usage: $0 OUTDIR" >&2
+  exit 64
+fi
+mkdir -p "$1" || exit 73
+out=$(cd "$1" && pwd) || exit 73
+cd "$(dirname "$0")/.." || exit 70
+python=${PYTHON:-python3}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+failed=0
+: >"$out/summary.txt"
+
+step() {
+  local name=$1
+  shift
+  local begin=$SECONDS status
+  echo "== $name: $*"
+  "$@" >"$out/$name.log" 2>&1
+  status=$?
+  if [ $status -ne 0 ]; then
+    failed=$((failed + 1))
+    tail -n 25 "$out/$name.log"
+  fi
+  echo "$name: exit $status, $((SECONDS - begin)) s" | tee -a "$out/summary.txt"
+}
+
+# The tool sits beside nvcc; a slim toolkit has none.
+find_sanitizer() {
+  command -v compute-sanitizer && return
+  local home
+  for home in "${CUDA_HOME:-}" /usr/local/cuda; do
+    if [ -n "$home" ] && [ -x "$home/bin/compute-sanitizer" ]; then
+      echo "$home/bin/compute-sanitizer"
+      return
+    fi
+  done
+}
+
+if command -v nvidia-smi >/dev/null; then
+  step machine nvidia-smi
+fi
+step build env FORCE_CUDA=1 "$python" setup.py build_ext --inplace
+step report "$python" -c "import gsalign_kernels as k; print(k.kernel_report())"
+step tests "$python" -m pytest tests/kernels -p no:cacheprovider
+
+sanitizer=$(find_sanitizer)
+if [ -n "$sanitizer" ]; then
+  step memcheck "$sanitizer" --tool memcheck --error-exitcode 1 \
+    "$python" -m benchmarks.touch --device cuda
+else
+  echo "memcheck: left out, compute-sanitizer was not found" | tee -a "$out/summary.txt"
+fi
+
+step benchmarks "$python" -m benchmarks --device cuda --out "$out/benchmarks.csv"
+if [ -s "$out/benchmarks.csv" ]; then
+  step plots "$python" -m benchmarks.plot "$out/benchmarks.csv" --out "$out/figures"
+fi
+
+echo "$failed failed; logs in $out" | tee -a "$out/summary.txt"
+exit "$failed"

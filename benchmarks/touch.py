@@ -1,0 +1,48 @@
+"""``python -m benchmarks.touch``: every operator once, small and checked, for a memory checker.
+
+Under compute-sanitizer the whole benchmark would take hours; this runs each fused implementation
+forward and backward at the quick sizes and times nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks import bench_pool, bench_prototype, bench_tps, bench_warp, check
+from benchmarks.case import BOTH, Choice
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; raises where a result is wrong."""
+    line = argparse.ArgumentParser(prog="python -m benchmarks.touch", description=__doc__)
+    line.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    choice = Choice(torch.device(line.parse_args(arguments).device), quick=True, compile=False)
+    touched = 0
+    for family in (bench_warp, bench_tps, bench_pool, bench_prototype):
+        for case in family.cases(choice):
+            ours = [p for p in case.providers if p.ours and p.unavailable is None]
+            if not ours:
+                continue
+            tensors = case.inputs(choice.device)
+            with torch.no_grad():
+                outputs = case.reference(tensors)
+            grads = check.output_gradients(outputs)
+            expected = check.expected_results(case, tensors, grads)
+            for provider in ours:
+                name = f"{case.op} {case.shape} {provider.name}"
+                leaves = check.prepared(tensors, case, BOTH)
+                actual = check.timed_call(provider.run, case, BOTH, leaves, grads)()
+                error = check.worst_error(name, actual, expected, check.tolerance_of(case))
+                print(f"{name}: {error:.1e}", flush=True)
+                touched += 1
+    if touched == 0:
+        print(f"no fused implementation runs on {choice.device}", file=sys.stderr)
+    return 0 if touched else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
