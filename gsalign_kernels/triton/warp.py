@@ -48,15 +48,18 @@ def _power_of_two(value: int, least: int, most: int) -> int:
     return min(most, max(least, 1 << max(value - 1, 0).bit_length()))
 
 
-def block_sizes(queries: int, channels: int) -> dict[str, int]:
+def block_sizes(queries: int, channels: int, most_queries: int = 64) -> dict[str, int]:
     """Queries and channels of a program; at most 64 x 64, so few variants are ever compiled."""
-    return {"BLOCK_Q": _power_of_two(queries, 16, 64), "BLOCK_C": _power_of_two(channels, 16, 64)}
+    return {
+        "BLOCK_Q": _power_of_two(queries, 16, most_queries),
+        "BLOCK_C": _power_of_two(channels, 16, 64),
+    }
 
 
-def warps_for(block: dict[str, int]) -> int:
-    """Warps of a program: 16 values of a tile per thread, at least one warp."""
+def warps_for(block: dict[str, int], values_per_thread: int = 16) -> int:
+    """Warps of a program by the values of a tile that each thread gets, at least one warp."""
     values = block["BLOCK_Q"] * block["BLOCK_C"]
-    return _power_of_two(values // 512, 1, 8)
+    return _power_of_two(values // (32 * values_per_thread), 1, 8)
 
 
 def _empty_output(like: Tensor) -> Tensor:
@@ -244,6 +247,9 @@ def warp_tokens_backward(
             **block_q,
             num_warps=4,
         )
+        # Six tiles are in flight here: with half as many values per thread, none are spilled.
+        block = block_sizes(queries, channels, most_queries=32)
+        blocks = _ceil(queries, block["BLOCK_Q"])
         kernels.backward_kernel[_checked_grid(batch * blocks * tiles)](
             grad,
             tokens,
@@ -262,7 +268,7 @@ def warp_tokens_backward(
             blocks,
             tiles,
             **block,
-            num_warps=warps_for(block),
+            num_warps=warps_for(block, values_per_thread=8),
         )
         kernels.project_kernel[_checked_grid(batch)](
             source_points,
