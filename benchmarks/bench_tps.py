@@ -30,7 +30,7 @@ GRID = (256, 128)
 def cases(choice: Choice) -> list[Case]:
     """Solves of five orders at batch 1024, and a grid at two numbers of control points."""
     found = [_solve(choice, 16 if choice.quick else 1024, order) for order in ORDERS]
-    found += [_grid(choice, 2 if choice.quick else 32, count) for count in (25, 100)]
+    found += [_grid(choice, 2 if choice.quick else 8, count) for count in (25, 100)]
     return found
 
 

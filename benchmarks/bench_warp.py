@@ -176,13 +176,14 @@ def _image(choice: Choice, batch: int, side: int, *, compile: bool) -> Case:
                 kornia_image,
                 unavailable=None if find_spec("kornia") else "kornia is not installed",
                 # a^2 + b^2 - 2ab for squared distances cancels: 2 % of a gradient at K 100.
-                slack=60.0,
+                slack=4.0,
                 note="our coefficients (torch.linalg.solve), kornia's warp_image_tps",
             ),
             *implementations("warp_image", device, call),
         ),
-        # White noise has the steepest slopes, and the slopes jump from pixel to pixel.
-        tolerance=1e-3,
+        # White noise has the steepest slopes, and they jump from pixel to pixel: the reference
+        # itself, in float32, is 0.7 % off in the gradient of the values at K 25.
+        tolerance=2e-2,
     )
 
 

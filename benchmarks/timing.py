@@ -22,7 +22,7 @@ class Settings:
         most_rounds: rounds at most.
     """
 
-    seconds: float = 2.0
+    seconds: float = 1.5
     least_rounds: int = 5
     most_rounds: int = 400
 
