@@ -43,7 +43,7 @@ def restart_with_allocator(arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; 1 when a provider computed something wrong."""
+    """Runs the command line; 1 when a provider was wrong or one of ours failed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     line = parser()
     options = line.parse_args(arguments)
@@ -102,6 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row = replace(row, dtype="", shape="")
         rows.append(row)
 
+    def report(error: Exception) -> None:
+        # The rest is still measured and written: a run is long, a GPU may be lent.
+        kind = "WRONG" if isinstance(error, WrongResultError) else "FAILED"
+        progress.print(f"{kind}: {error}", style="bold red", highlight=False, markup=False)
+
     for family in families:
         if not {family.FAMILY, *family.OPERATORS} & set(wanted):
             continue
@@ -112,17 +117,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 for row in measure_case(case, choice, settings):
                     keep(row)
-            except WrongResultError as error:
+            except (WrongResultError, RuntimeError) as error:
                 wrong = True
-                progress.print(f"WRONG: {error}", style="bold red", highlight=False)
+                report(error)
     if {bench_model.FAMILY, *bench_model.OPERATORS} & set(wanted):
         progress.print("gsalign", style="dim")
         try:
             for row in bench_model.measure(choice, settings):
                 keep(row)
-        except WrongResultError as error:
+        except (WrongResultError, RuntimeError) as error:
             wrong = True
-            progress.print(f"WRONG: {error}", style="bold red", highlight=False)
+            report(error)
 
     show(rows, conditions, console)
     target = options.out

@@ -234,15 +234,23 @@ def test_command_measures_writes_and_draws(tmp_path, capsys):
     assert [item.name for item in picture.parent.iterdir()] == [picture.name]
 
 
-def test_command_reports_a_wrong_provider_by_its_status(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        bench_prototype, "cases", lambda choice: [toy(Provider("wrong", lambda t: (t["x"],)))]
-    )
+@pytest.mark.parametrize(
+    ("provider", "said"),
+    [
+        (Provider("wrong", lambda t: (t["x"],)), "WRONG: double N6"),
+        (Provider("cpp", fails, ours=True), "FAILED: no such instruction"),
+    ],
+)
+def test_command_reports_failures_by_its_status_and_goes_on(
+    provider, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(bench_prototype, "cases", lambda choice: [toy(provider), toy()])
     monkeypatch.setattr(bench_prototype, "OPERATORS", ("double",))
     path = tmp_path / "quick.csv"
     line = ["--quick", "--plain-allocator", "--only", "double", "--out", str(path)]
     assert command.main(line) == 1
-    assert "WRONG: double N6" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
+    assert [row["implementation"] for row in rows.read_csv(path)] == ["reference", COPY] * 2
 
 
 def test_command_names_what_it_does_not_know(capsys):
