@@ -11,14 +11,12 @@
 #include <vector>
 
 #include "../common/cpu.h"
+#include "../common/natural_log.h"
 #include "../common/tensor.h"
-#include "../tps/tps.h"
 #include "prototype.h"
 
 namespace gsalign::prototype {
 namespace {
-
-using tps::natural_log;
 
 // The batch sorted by label; members of a class keep their order.
 class Classes {

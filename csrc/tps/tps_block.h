@@ -132,4 +132,27 @@ void evaluate_block_backward(
   }
 }
 
+// Adds up what the units of work left, [batch, chunks, (K + 3) V + 2K], in one fixed order, into
+// the gradients of the coefficients [batch, (K + 3) V] and of the control points [batch, 2K].
+template <typename R>
+void sum_partials(
+    const std::vector<double>& partials, std::int64_t batch, std::int64_t chunks,
+    std::int64_t of_coefficients, std::int64_t of_points, R* grad_coefficients,
+    R* grad_control_points) {
+  const std::int64_t numbers = of_coefficients + of_points;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (std::int64_t i = 0; i < numbers; ++i) {
+      double sum = 0.0;
+      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+        sum += partials[(b * chunks + chunk) * numbers + i];
+      }
+      if (i < of_coefficients) {
+        grad_coefficients[b * of_coefficients + i] = static_cast<R>(sum);
+      } else {
+        grad_control_points[b * of_points + i - of_coefficients] = static_cast<R>(sum);
+      }
+    }
+  }
+}
+
 }  // namespace gsalign::tps

@@ -304,19 +304,9 @@ void evaluate_backward(
       }
     }
   });
-  for (std::int64_t b = 0; b < splines.batch; ++b) {
-    for (std::int64_t i = 0; i < numbers; ++i) {
-      double sum = 0.0;
-      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-        sum += partials[(b * chunks + chunk) * numbers + i];
-      }
-      if (i < of_coefficients) {
-        grad_coefficients[b * of_coefficients + i] = static_cast<R>(sum);
-      } else {
-        grad_control_points[b * 2 * splines.points + i - of_coefficients] = static_cast<R>(sum);
-      }
-    }
-  }
+  sum_partials(
+      partials, splines.batch, chunks, of_coefficients, 2 * splines.points, grad_coefficients,
+      grad_control_points);
 }
 
 Tensor tps_evaluate(

@@ -251,19 +251,9 @@ void backward_spline(
           nullptr, nullptr);
     }
   });
-  for (std::int64_t b = 0; b < s.batch; ++b) {
-    for (std::int64_t i = 0; i < numbers; ++i) {
-      double sum = 0.0;
-      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-        sum += partials[(b * chunks + chunk) * numbers + i];
-      }
-      if (i < of_coefficients) {
-        grad_coefficients[b * of_coefficients + i] = static_cast<R>(sum);
-      } else {
-        grad_control_points[b * 2 * s.points + i - of_coefficients] = static_cast<R>(sum);
-      }
-    }
-  }
+  tps::sum_partials(
+      partials, s.batch, chunks, of_coefficients, 2 * s.points, grad_coefficients,
+      grad_control_points);
 }
 
 Tensor warp_image(

@@ -117,7 +117,7 @@ class DataConfig(BaseModel):
     cache: Cache = Field(default="none", description="'memory' keeps decoded, resized images")
     on_broken: OnBroken = Field(default="error", description="'skip' goes on without broken images")
     singletons: Singletons = Field(
-        "drop", description="'keep', 'drop' or 'error': identities with one training image"
+        default="drop", description="'keep', 'drop' or 'error': identities with one training image"
     )
     max_bad_names: int = Field(
         default=10, ge=0, description="unreadable file names that are tolerated"

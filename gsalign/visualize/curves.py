@@ -37,7 +37,7 @@ def training_curves(
         raise ValueError("the records hold no train record, so there is nothing to draw")
     with house_style():
         figure = new_figure(12, 7.6)
-        figure.get_layout_engine().set(h_pad=0.12, w_pad=0.1)
+        figure.set_layout_engine("constrained", h_pad=0.12, w_pad=0.1)
         grid = figure.subplots(2, 2)
         _losses(grid[0, 0], train)
         _retrieval(grid[0, 1], tests)

@@ -102,10 +102,11 @@ def ltps_grids(
 def _head(axes: Axes, text: str, *, beside: bool) -> None:
     """Name a row, beside its first panel, or a column, above it."""
     if beside:
-        place, to_the = (-0.05, 0.5), {"ha": "right", "va": "center"}
+        x, y, horizontal, vertical = -0.05, 0.5, "right", "center"
     else:
-        place, to_the = (0.5, 1.01), {"ha": "center", "va": "bottom"}
-    axes.text(*place, text, transform=axes.transAxes, linespacing=1.4, **to_the)
+        x, y, horizontal, vertical = 0.5, 1.01, "center", "bottom"
+    label = axes.text(x, y, text, transform=axes.transAxes, linespacing=1.4)
+    label.set(ha=horizontal, va=vertical)
 
 
 def _limit(axes: Axes, size: tuple[int, int], patch: int) -> None:
