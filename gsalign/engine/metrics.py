@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gsalign.errors import DataError
 from gsalign.files import atomic_write
 
 Record = dict[str, Any]
@@ -26,7 +27,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another line than the last is not a JSON object.
+        DataError: another line than the last is not a JSON object.
     """
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     records: list[Record] = []
@@ -36,9 +37,9 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
         except ValueError:
             if number == len(lines):
                 break
-            raise ValueError(f"{path}, line {number}: not JSON: {line[:60]!r}") from None
+            raise DataError(f"{path}, line {number}: not JSON: {line[:60]!r}") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number}: wanted a JSON object, got {line[:60]!r}")
+            raise DataError(f"{path}, line {number}: wanted a JSON object, got {line[:60]!r}")
         records.append(record)
     return records
 

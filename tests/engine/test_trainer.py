@@ -346,5 +346,5 @@ def test_metrics_drop_what_came_after_the_resumed_iteration(tmp_path):
     MetricsFile(path, iteration=2).append({"kind": "train", "iteration": 3, "new": True})
     assert [record.get("new", False) for record in read_metrics(path)] == [False, False, True]
     path.write_text('{"iteration": 1}\nrubbish\n{"iteration": 2}\n')
-    with pytest.raises(ValueError, match="line 2: not JSON"):
+    with pytest.raises(DataError, match="line 2: not JSON"):
         read_metrics(path)
