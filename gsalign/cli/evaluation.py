@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         return evaluate_checkpoint(
             config,
             checkpoint,
-            compare=arguments.config_file is not None,
+            compare=arguments.config_file is not None
+            or (fallback is not None and fallback.is_file()),
             baselines=arguments.baselines,
             protocols=tuple(arguments.protocols or ()),
             flip_test=arguments.flip_test,
@@ -86,7 +87,7 @@ def evaluate_checkpoint(
         json_file: where to write the results too.
     """
     from gsalign.cli.console import log_to, make_console, progress
-    from gsalign.data import load_dataset
+    from gsalign.data import check_images, load_dataset
     from gsalign.engine.distributed import build_accelerator
     from gsalign.engine.loading import load_network
     from gsalign.engine.testing import evaluate_network
@@ -121,7 +122,11 @@ def evaluate_checkpoint(
     console.print(results_table(results, dataset=dataset.name, title=title))
     tables = {"network": results_dict(results)}
     if baselines:
-        query, gallery = dataset.query, dataset.gallery
+        # The same images as the network's.
+        query, gallery = (
+            check_images(split).split if data.on_broken == "skip" else split
+            for split in (dataset.query, dataset.gallery)
+        )
         histograms = (histogram_features(query), histogram_features(gallery))
         other: dict[str, dict[str, Any]] = {
             "colour histogram": dict(evaluate_features(*histograms, protocols=names)),

@@ -63,7 +63,8 @@ def draw_run(folder: RunFolder, config: Config, out: Path) -> Iterator[Path]:
 
     if network.config.ltps_layers:
         path = out / "ltps_grids.png"
-        some = _some_of_each_view(dataset.query)
+        readable = tuple(dataset.query.records[place] for place in query.indices.tolist())
+        some = _some_of_each_view(Split(dataset.query.name, readable))
         ltps_grids(network, some, path, title=f"{config.name}: what LTPS does to an image")
         yield path
     else:
