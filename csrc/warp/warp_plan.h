@@ -15,6 +15,11 @@ constexpr int kMaxQueries = 1 << 24;  // queries and cells are packed with flags
 constexpr int kInlinePoints = 16;     // above, A = M S is made once by its own kernel
 constexpr int kMaxSharedBytes = 112 * 1024;  // of a staged tile: leaves room for a second block
 
+// Blocks that a multiprocessor's 65,536 registers hold of the staged kernels, which take up to 48
+// (forward) and 64 (backward) per thread; compiling for the targets is tested against it.
+constexpr int kForwardBlocks = 5;
+constexpr int kBackwardBlocks = 4;
+
 GSALIGN_HOST_DEVICE int divide_up(int a, int b) {
   return (a + b - 1) / b;
 }
@@ -120,13 +125,15 @@ inline Plan make_plan(
 inline Plan plan_forward(
     int queries, int channels, int value_bytes, bool vectors, std::int64_t batch,
     const Chip& chip) {
-  return make_plan<ForwardLayout>(queries, channels, value_bytes, vectors, batch, chip, 8);
+  return make_plan<ForwardLayout>(
+      queries, channels, value_bytes, vectors, batch, chip, kForwardBlocks);
 }
 
 inline Plan plan_backward(
     int queries, int channels, int value_bytes, bool vectors, std::int64_t batch,
     const Chip& chip) {
-  return make_plan<BackwardLayout>(queries, channels, value_bytes, vectors, batch, chip, 6);
+  return make_plan<BackwardLayout>(
+      queries, channels, value_bytes, vectors, batch, chip, kBackwardBlocks);
 }
 
 }  // namespace gsalign::warp

@@ -94,9 +94,10 @@ def source_of(kernel, args, options) -> tuple[ASTSource, dict[str, Any]]:
     return ASTSource(kernel, signature, constants, attributes), compiler_options
 
 
-def compile_for(kernel, args, options, capability: int) -> dict[str, int]:
-    """Compile one launch and tell what Triton's own call of ptxas said of it."""
-    source, compiler_options = source_of(kernel, args, options)
+def compile_for(
+    source: ASTSource, compiler_options: dict[str, Any], capability: int
+) -> dict[str, int]:
+    """Compile for one target and tell what Triton's own call of ptxas said of it."""
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
         target = GPUTarget("cuda", capability, 32)
@@ -105,7 +106,7 @@ def compile_for(kernel, args, options, capability: int) -> dict[str, int]:
     registers = re.search(r"Used (\d+) registers", told)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told)
     if registers is None or spills is None or not compiled.asm["cubin"]:
-        raise RuntimeError(f"{kernel.__name__}: ptxas told nothing: {told!r}")
+        raise RuntimeError(f"{source.name}: ptxas told nothing: {told!r}")
     return {
         "target": capability,
         "warps": compiled.metadata.num_warps,
@@ -119,12 +120,17 @@ def main(targets: list[int]) -> None:
     """Compile every launch once per target and print the table."""
     triton.knobs.nvidia.dump_ptxas_log = True
     triton.knobs.compilation.always_compile = True  # a cached kernel would bring no log
-    table = []
+    table, seen = [], set()
     for dtype, *shape in LAUNCHES:
-        for kernel, args, options in record(dtype, *shape).launches:
-            name = {"kernel": kernel.__name__, "dtype": str(dtype).removeprefix("torch.")}
+        for launch in record(dtype, *shape).launches:
+            source, compiler_options = source_of(*launch)
+            variant = (source.hash(), compiler_options["num_warps"])
+            if variant in seen:
+                continue
+            seen.add(variant)
+            name = {"kernel": source.name, "dtype": str(dtype).removeprefix("torch.")}
             name["channels"] = shape[3]
-            table += [name | compile_for(kernel, args, options, target) for target in targets]
+            table += [name | compile_for(source, compiler_options, target) for target in targets]
     print(json.dumps(table))
 
 
