@@ -47,8 +47,8 @@ void copy_part(char* target, const char* source, std::size_t bytes) {
 
 // Copies `bytes` from `source` to `target` and returns the seconds between the moment when all
 // threads stand ready and the moment when the last one is done; starting them is not counted.
-extern "C" double gsalign_copy_nt(void* target, const void* source, std::int64_t bytes,
-                                  int threads) {
+extern "C" double gsalign_copy_nt(
+    void* target, const void* source, std::int64_t bytes, int threads) {
   using clock = std::chrono::steady_clock;
   auto* to = static_cast<char*>(target);
   const auto* from = static_cast<const char*>(source);
@@ -68,14 +68,17 @@ extern "C" double gsalign_copy_nt(void* target, const void* source, std::int64_t
   for (std::size_t index = 1; index < workers; ++index) {
     others.emplace_back([&, index] {
       ready.fetch_add(1);
-      while (!go.load(std::memory_order_acquire)) std::this_thread::yield();
+      while (!go.load(std::memory_order_acquire))
+        std::this_thread::yield();
       work(index);
     });
   }
-  while (ready.load() != workers - 1) std::this_thread::yield();
+  while (ready.load() != workers - 1)
+    std::this_thread::yield();
   const auto begin = clock::now();
   go.store(true, std::memory_order_release);
   work(0);
-  for (auto& other : others) other.join();
+  for (auto& other : others)
+    other.join();
   return std::chrono::duration<double>(clock::now() - begin).count();
 }

@@ -162,7 +162,7 @@ def measure_case(case: Case, choice: Choice, settings: Settings) -> Iterator[Row
                 continue
             label = f"{case.op} {case.shape} {pass_name}: {provider.name}"
             limit = check.tolerance_of(case) * provider.slack
-            error = check.worst_error(label, actual, wanted, limit)
+            worst = check.worst_error(label, actual, wanted, limit)
             del actual
             row = Row(
                 case.op,
@@ -171,7 +171,7 @@ def measure_case(case: Case, choice: Choice, settings: Settings) -> Iterator[Row
                 DTYPE_NAMES[case.dtype],
                 case.shape,
                 peak_mib=peak_mib(calls[0], choice.device),
-                error=error,
+                error=worst,
                 note=provider.note,
             )
             subjects.append(Subject(row, calls))
