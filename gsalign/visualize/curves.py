@@ -108,8 +108,7 @@ def _retrieval(axes: Axes, tests: Sequence[Record]) -> None:
     axes.set_title("Retrieval on the test set: mAP (full lines), Rank-1 (dashed)")
     axes.set_ylabel("percent")
     if not tests:
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, "not evaluated yet", ha="center", color=QUIET)
+        _say(axes, "not evaluated yet")
         return
     names = [name for name in PROTOCOLS if name in tests[-1]["protocols"]]
     if len(tests) == 1:
@@ -129,6 +128,13 @@ def _retrieval(axes: Axes, tests: Sequence[Record]) -> None:
     if len(steps) <= 8:
         axes.set_xticks(steps)
     _label_ends(axes, ends)
+
+
+def _say(axes: Axes, text: str) -> None:
+    """Write in the middle of a panel that has nothing to show."""
+    axes.set_axis_off()
+    # Of the panel, not of its data: without any, their range may be anywhere.
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=QUIET)
 
 
 def _bars(axes: Axes, protocols: dict[str, Record], names: Sequence[str]) -> None:
@@ -152,8 +158,7 @@ def _angles(axes: Axes, train: Sequence[Record]) -> None:
     axes.set_ylabel("degrees")
     layers = list(train[-1]["angles"])
     if not layers:
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, "this network has no LTPS", ha="center", color=QUIET)
+        _say(axes, "this network has no LTPS")
         return
     steps = [record["iteration"] for record in train]
     colours = [_between(number / max(len(layers) - 1, 1)) for number in range(len(layers))]
