@@ -48,6 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     from gsalign.engine.folder import RunFolder
     from gsalign.engine.kernels import chosen_kernels
 
+    # The option takes all that follows it, overrides too.
+    names = [text for text in arguments.protocols or () if "=" not in text]
+    taken = [text for text in arguments.protocols or () if "=" in text]
+    arguments.overrides = [*arguments.overrides, *taken]
     given = arguments.checkpoint
     fallback = Path(given).parent / "config.yaml" if given else None
     config = read_config(arguments, fallback=fallback)
@@ -59,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             compare=arguments.config_file is not None
             or (fallback is not None and fallback.is_file()),
             baselines=arguments.baselines,
-            protocols=tuple(arguments.protocols or ()),
+            protocols=tuple(names),
             flip_test=arguments.flip_test,
             json_file=arguments.json,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gsalign.cli.options import add_config_options, read_config
+from gsalign.errors import ConfigError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,6 +39,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, on one process or on several."""
+    if arguments.num_gpus is not None and arguments.num_gpus < 0:
+        raise ConfigError(f"--num-gpus is {arguments.num_gpus}; wanted 0 (the CPU) or a number")
     if arguments.num_gpus == 0:
         arguments.device = "cpu"
     if arguments.compile:

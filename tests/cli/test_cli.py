@@ -211,6 +211,8 @@ def test_eval_of_some_protocols_with_mirror_images(call, finished):
         "eval", "--checkpoint", checkpoint, "--flip-test", "mean", "--protocols", "aerial-to-ground"
     )
     assert len([line for line in told.splitlines() if line.startswith("cargo ")]) == 1
+    told = call("eval", "--checkpoint", checkpoint, "--protocols", "all", "data.eval_batch_size=3")
+    assert "cargo ALL" in told and "embedding: 3/16" in told
 
 
 def test_visualize_writes_pictures_elsewhere_and_leaves_the_run_alone(call, finished, tmp_path):
@@ -309,6 +311,8 @@ def test_kernels_that_cannot_run_are_told_with_those_that_can(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_device_that_is_not_there_is_told(refuse, settings, people, tmp_path):
+    told = refuse(*train(settings, people, tmp_path / "run", "--num-gpus", -1))
+    assert "--num-gpus is -1" in told
     told = refuse(*train(settings, people, tmp_path / "run", "--device", "cuda"))
     assert "PyTorch sees no GPU" in told and "device=cpu" in told
     told = refuse(*train(settings, people, tmp_path / "run", "--num-gpus", 2))
