@@ -3,9 +3,10 @@
 // What has to move (s bytes per value, V = B * (P + H*W) * C values):
 //   forward   reads the tokens once, writes the result once                         2 V s bytes
 //   backward  reads the tokens and the gradient once, writes one gradient           3 V s bytes
-// for about 5 (forward) and 13 (backward) multiply-adds per value, on an H200 (computed) a sixth and
-// a quarter of what its arithmetic units could do in that time: both passes are bound by memory. The
-// grids, fractions and dot products are a few kilobytes per sample and tile, and stay on the chip.
+// for about 5 (forward) and 13 (backward) multiply-adds per value, on an H200 (computed) a sixth
+// and a quarter of what its arithmetic units could do in that time: both passes are bound by
+// memory. The grids, fractions and dot products are a few kilobytes per sample and tile, and stay
+// on the chip.
 //
 // How. A block owns one sample and a tile of channels 128 bytes wide: 8 lanes, each with 16 bytes
 // of a token's row. The tile of all H*W tokens (and of their gradients) comes into shared memory by
