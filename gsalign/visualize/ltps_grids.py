@@ -68,8 +68,8 @@ def ltps_grids(
     lines, columns = len(records), len(layers) + 1
     if not in_rows:
         lines, columns = columns, lines
-    cell = 1.25
-    tall = cell * (size[0] + patch) / (size[1] + patch)
+    cell = 1.35
+    tall = cell * (size[0] + 1.5 * patch) / (size[1] + 1.5 * patch)
     with house_style():
         figure = new_figure(
             columns * (cell + 0.1) + 0.8, lines * (tall + 0.27) + 0.4 + 0.45 * bool(title)
@@ -112,7 +112,7 @@ def _head(axes: Axes, text: str, *, beside: bool) -> None:
 def _limit(axes: Axes, size: tuple[int, int], patch: int) -> None:
     """Leave room for points that are read beyond the border."""
     height, width = size
-    margin = 0.5 * patch
+    margin = 0.75 * patch
     axes.set_xlim(-margin, width + margin)
     axes.set_ylim(height + margin, -margin)
 
@@ -135,9 +135,7 @@ def _net(
     for net, colour, width, opacity in ((plain, _PLAIN, 0.7, 0.65), (grid, _WARPED, 1.1, 1.0)):
         vertices = _to_pixels(net, size, patch)
         lines = [*vertices.numpy(), *vertices.transpose(0, 1).numpy()]
-        axes.add_collection(
-            LineCollection(lines, colors=colour, linewidths=width, alpha=opacity, clip_on=False)
-        )
+        axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, alpha=opacity))
     turn = torch.tensor(
         [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]],
         dtype=points.dtype,
@@ -145,7 +143,7 @@ def _net(
     control = _to_pixels(points @ turn.T, size, patch)
     axes.scatter(
         control[:, 0], control[:, 1], s=14, color=_WARPED, edgecolor=INK, linewidth=0.6,
-        clip_on=False, zorder=3,
+        zorder=3,
     )  # fmt: skip
     axes.text(
         0.5, -0.015, f"{math.degrees(angle):+.1f}°", transform=axes.transAxes, ha="center",
