@@ -188,18 +188,6 @@ def plan():
             )
         )
     bindings, includes = plan_bindings(cxx)
-    if bindings.built:
-        arguments = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-pthread"]
-        extensions.append(
-            Extension(
-                "gsalign_kernels._bindings",
-                sources("bindings.cpp", "ranking/ranking.cpp"),
-                include_dirs=includes,
-                # BuildExtension wants a dictionary, plain setuptools a list.
-                extra_compile_args={"cxx": arguments} if torch is not None else arguments,
-                language="c++",
-            )
-        )
     report = {
         "cpu": asdict(cpu),
         "cuda": asdict(cuda),
@@ -207,6 +195,20 @@ def plan():
         "torch": None if torch is None else torch.__version__,
         "python": platform.python_version(),
     }
+    if bindings.built:
+        arguments = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-pthread"]
+        extensions.append(
+            Extension(
+                "gsalign_kernels._bindings",
+                sources("bindings.cpp", "ranking/ranking.cpp"),
+                include_dirs=includes,
+                # A C string literal that holds the report, which the module gives back.
+                define_macros=[("GSALIGN_BUILD_REPORT_JSON", json.dumps(json.dumps(report)))],
+                # BuildExtension wants a dictionary, plain setuptools a list.
+                extra_compile_args={"cxx": arguments} if torch is not None else arguments,
+                language="c++",
+            )
+        )
     build_ext = PlainBuildExt if torch is None else cpp_extension.BuildExtension
     return extensions, report, build_ext
 
