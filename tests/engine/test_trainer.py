@@ -225,6 +225,12 @@ def test_a_loss_that_is_not_finite_is_one_clear_error(people, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"in iteration 3: .*identity nan") as caught:
         run(people, folder, "training.log_every=50", hooks=[Spoil(after=3)])
     assert "optimizer.lr" in str(caught.value) and "\n" not in str(caught.value)
+    # It is found at once, long before anything is logged or saved.
+    settings = ("training.log_every=50", "training.checkpoint_every=0", "training.iterations=9")
+    trainer = Trainer(configured(people, tmp_path / "other", *settings), hooks=[Spoil(after=3)])
+    with pytest.raises(NonFiniteLossError, match="in iteration 3: "):
+        trainer.train()
+    assert trainer.progress.iteration == 4
     # The last checkpoint is the one from before, and everything in it is finite.
     assert not (folder / "model_final.safetensors").exists()
     saved = tensors(folder / "checkpoint.safetensors")
