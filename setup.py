@@ -42,7 +42,14 @@ DEFAULT_CUDA_TARGETS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 # -fopenmp-simd honours `#pragma omp simd` without the OpenMP runtime: threads come from PyTorch.
 CXX_FLAGS = ["-O3", "-fopenmp-simd", "-fno-math-errno", "-Wall", STABLE_ABI]
-NVCC_FLAGS = ["-O3", "-lineinfo", "-DUSE_CUDA", STABLE_ABI]
+# One translation unit for several targets: nvcc compiles them side by side.
+NVCC_FLAGS = [
+    "-O3",
+    "-lineinfo",
+    f"--threads={min(os.cpu_count() or 1, 8)}",
+    "-DUSE_CUDA",
+    STABLE_ABI,
+]
 
 
 @dataclass
@@ -100,6 +107,15 @@ def find_nvcc(cpp_extension) -> str | None:
     return shutil.which("nvcc")
 
 
+def toolkit_of(nvcc: str) -> str | None:
+    """The toolkit's folder as nvcc itself names it: the one on the PATH may be a wrapper."""
+    told = subprocess.run(
+        [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
+    )
+    found = re.search(r"^#\$ TOP=(.+)$", told.stdout + told.stderr, re.MULTILINE)
+    return os.path.realpath(found[1].strip()) if found else None
+
+
 def cuda_targets(nvcc: str) -> list[str]:
     """``TORCH_CUDA_ARCH_LIST``, or the defaults that this nvcc knows, with PTX for the newest."""
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
@@ -129,6 +145,8 @@ def plan_cuda(torch, cpp_extension, cxx: Module) -> Module:
         if force:
             raise SystemExit("FORCE_CUDA=1, but nvcc was not found: set CUDA_HOME")
         return Module(False, "nvcc was not found (install the CUDA toolkit or set CUDA_HOME)")
+    if "CUDA_HOME" not in os.environ:
+        cpp_extension.CUDA_HOME = toolkit_of(nvcc) or cpp_extension.CUDA_HOME
     release = re.search(r"release (\d+)\.(\d+)", subprocess.getoutput(f"{nvcc} --version"))
     if release and torch.version.cuda and not force:
         if release[1] != torch.version.cuda.split(".")[0]:
