@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from accelerate.utils import broadcast
+from torch import Tensor, nn
 
 from gsalign.errors import ConfigError
 
@@ -77,3 +78,21 @@ def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
     padded[: len(rows)] = rows
     stacked = accelerator.gather(padded.unsqueeze(0))
     return torch.cat([stacked[i, :count] for i, count in enumerate(counts)]).to(device)
+
+
+def share_buffers(accelerator: Accelerator, network: nn.Module) -> None:
+    """Give all processes the buffers of process 0, which are those a checkpoint keeps.
+
+    Each process moves the running statistics of the necks by its own part of a batch;
+    DistributedDataParallel evens them out only when the next iteration starts.
+
+    Args:
+        accelerator: of the run.
+        network: unwrapped; its persistent buffers are written to.
+    """
+    if accelerator.num_processes == 1:
+        return
+    parameters = {name for name, _ in network.named_parameters()}
+    for name, tensor in network.state_dict().items():
+        if name not in parameters:
+            tensor.copy_(broadcast(tensor, from_process=0))

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gsalign.engine.config import NO_SELECTION, VALIDATION
+from gsalign.engine.distributed import share_buffers
 from gsalign.engine.hooks import Hook
 from gsalign.engine.testing import evaluate_network
 from gsalign.evaluation import EvaluationResult
@@ -45,6 +46,7 @@ class EvaluationHook(Hook):
 
     def _evaluate(self, trainer: Trainer) -> None:
         trainer.check_losses()
+        share_buffers(trainer.accelerator, trainer.network)
         splits = {"test": (trainer.dataset.query, trainer.dataset.gallery)}
         if trainer.validation is not None:
             splits = {VALIDATION: trainer.validation, **splits}

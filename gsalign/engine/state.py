@@ -173,6 +173,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 def set_random_state(states: Mapping[str, Tensor], rank: int, device: torch.device) -> None:
     """Put one process's random generators back, from the rows all of them saved."""
-    torch.set_rng_state(states["cpu"][rank])
+    # Cloned, because PyTorch reads a state from the start of its storage, offset or not.
+    torch.set_rng_state(states["cpu"][rank].clone())
     if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"][rank], device)
+        torch.cuda.set_rng_state(states["cuda"][rank].clone(), device)

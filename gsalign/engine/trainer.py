@@ -299,6 +299,7 @@ class Trainer:
                 raise KeyboardInterrupt
         for hook in self.hooks:
             hook.after_run(self)
+        self.accelerator.wait_for_everyone()
 
     def _batches(self) -> Iterator[Batch]:
         start = self.progress.iteration
@@ -375,6 +376,8 @@ class Trainer:
                 random=random,
                 progress=self.progress,
             )
+        # When this returns, the file is there for everyone.
+        accelerator.wait_for_everyone()
         return self.folder.state
 
     @contextmanager
