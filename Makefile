@@ -13,7 +13,7 @@ DEMO_DATA ?= data/demo
 DEMO_LOGS ?= logs
 DEMO_CONFIG ?= configs/demo.yaml
 DEMO_NAME ?= demo
-DEMO_GENERATE ?=
+DEMO_GENERATE ?= train_identities=160 images_per_identity_aerial=12 images_per_identity_ground=12
 DEMO_TRAIN ?=
 DEMO_RUN := $(DEMO_LOGS)/$(DEMO_NAME)
 
@@ -56,7 +56,7 @@ demo: install ## generate data, train, evaluate and draw pictures under logs/dem
 	@echo "Pictures, checkpoints and metrics: $(DEMO_RUN)"
 
 .PHONY: demo-short
-demo-short: ## the demo on a set a tenth the size, to see that every step works
+demo-short: ## the demo on a small set and few steps, to see that every step works
 	$(MAKE) demo DEMO_DATA=data/demo-short DEMO_NAME=demo-short \
 	  DEMO_GENERATE="train_identities=16 test_identities=8 images_per_identity_aerial=6 images_per_identity_ground=6" \
 	  DEMO_TRAIN="training.iterations=40"
@@ -91,7 +91,8 @@ lint: $(VENV)/.linters ## ruff, mypy and clang-format
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 $(VENV)/.linters: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
+	$(BIN)/python -c "from importlib.metadata import requires; print(*[r.split(';')[0] for r in requires('gsalign') if 'dev' in r.split(';')[-1]], sep='\n')" > $(VENV)/dev.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/dev.txt
 	touch $@
 
 .PHONY: clean
