@@ -10,8 +10,7 @@
 // so that one binary is fast on new processors and runs on old ones. They hold whole inner loops: a
 // call is one indirect jump.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(GSALIGN_NO_CLONES)
-#define GSALIGN_CLONES \
-  __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#define GSALIGN_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define GSALIGN_CLONES
 #endif
@@ -73,8 +72,8 @@ template <typename T>
 class Scratch {
  public:
   explicit Scratch(std::int64_t count)
-      : data_(static_cast<T*>(::operator new(
-            sizeof(T) * static_cast<std::size_t>(count), std::align_val_t(64)))) {}
+      : data_(static_cast<T*>(
+            ::operator new(sizeof(T) * static_cast<std::size_t>(count), std::align_val_t(64)))) {}
   ~Scratch() { ::operator delete(data_, std::align_val_t(64)); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

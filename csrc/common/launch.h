@@ -88,6 +88,15 @@ GSALIGN_DEVICE void count_one(int* counter) {
   atomicAdd(counter, 1);
 }
 
+// Arithmetic that the compiler may not fuse or split otherwise, for values that are computed in two
+// places and must come out alike.
+GSALIGN_DEVICE float multiply(float a, float b) {
+  return __fmul_rn(a, b);
+}
+GSALIGN_DEVICE float multiply_add(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
+
 GSALIGN_DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
   sincosf(angle, sine, cosine);
 }

@@ -5,12 +5,12 @@
 // first and the last column (row). The map goes from output to input: the grid says where an output
 // token reads. R is float, or double where the CPU serves float64.
 //
-// Non-finite coordinates. torch's grid_sample with border padding clips by min(max(p, 0), size -
-// 1), so a NaN reads the first column (row); on an axis of size 1 an infinite coordinate becomes
-// inf * 0 = NaN and reads the only one. The same is done here. The backward pass of torch's CPU
-// grid_sample reads out of bounds for a NaN (seen in 2.11 and 2.15); here a NaN is treated as
-// clamped: its whole weight goes to the first column (row) and its gradient is zero. Compile this
-// file without -ffast-math, which would let the compiler drop the NaN case.
+// Non-finite coordinates. torch's grid_sample with border padding clips to [0, size - 1] so that a
+// NaN reads the first column (row); on an axis of size 1 an infinite coordinate becomes inf * 0 =
+// NaN and reads the only one. The same is done here. The backward pass of torch's CPU grid_sample
+// reads out of bounds for a NaN (seen in 2.11 and 2.15); here a NaN is treated as clamped: its
+// whole weight goes to the first column (row) and its gradient is zero. Compile this file without
+// -ffast-math, which would let the compiler drop the NaN case.
 #pragma once
 
 #include "../common/host_device.h"
@@ -25,11 +25,10 @@ struct Point {
 // One axis of a bilinear tap: cells `cell` and `cell + 1` with weights 1 - fraction and fraction.
 template <typename R>
 struct Axis {
-  int cell;    // in [0, size - 1] whatever the coordinate
-  R fraction;  // in [0, 1); 0 where clamped
-  bool
-      has_next;  // cell + 1 is inside; where it is not, fraction is 0 and the cell must not be read
-  bool free;     // not clamped: the coordinate receives a gradient
+  int cell;       // in [0, size - 1] whatever the coordinate
+  R fraction;     // in [0, 1); 0 where clamped
+  bool has_next;  // cell + 1 is inside; where not, fraction is 0 and that cell must not be read
+  bool free;      // not clamped: the coordinate receives a gradient
 };
 
 // Row q of A = M S: the point where query q reads before rotation.

@@ -59,8 +59,7 @@ struct Problem {
   GSALIGN_HOST_DEVICE int queries() const { return height * width; }
 };
 
-// ---- pieces
-// ----------------------------------------------------------------------------------------
+// ---- pieces ----
 
 // Where a block stands: its sample, and its first tile.
 struct Place {
@@ -75,9 +74,13 @@ GSALIGN_DEVICE Point<float> base_of(const Problem<T>& problem, int query) {
   if (problem.base != nullptr) {
     return {problem.base[2 * query], problem.base[2 * query + 1]};
   }
-  return base_point(
-      problem.basis + static_cast<std::int64_t>(query) * problem.points, problem.source_points,
-      problem.points);
+  const float* row = problem.basis + static_cast<std::int64_t>(query) * problem.points;
+  Point<float> sum{0.0f, 0.0f};
+  for (int k = 0; k < problem.points; ++k) {
+    sum.x = multiply_add(row[k], problem.source_points[2 * k], sum.x);
+    sum.y = multiply_add(row[k], problem.source_points[2 * k + 1], sum.y);
+  }
+  return sum;
 }
 
 struct Tap {
@@ -86,10 +89,16 @@ struct Tap {
 struct alignas(8) Pair {
   float x, y;
 };
+// Where a query reads. The backward kernel asks twice, when it counts a cell's queries and when it
+// lists them; were the sums rounded apart, a query could be counted in one cell and weighed for its
+// neighbour. So every rounding up to the cell is fixed: the operations here, and in clamp_axis an
+// addition and two products, which the compiler has no way to fuse.
 template <typename T>
 GSALIGN_DEVICE Tap tap_of(const Problem<T>& problem, int query, float cosine, float sine) {
-  const Point<float> at = rotate(base_of(problem, query), cosine, sine);
-  return {clamp_axis(at.x, problem.width), clamp_axis(at.y, problem.height)};
+  const Point<float> base = base_of(problem, query);
+  const float x = multiply_add(base.x, cosine, -multiply(base.y, sine));
+  const float y = multiply_add(base.x, sine, multiply(base.y, cosine));
+  return {clamp_axis(x, problem.width), clamp_axis(y, problem.height)};
 }
 
 // Rows of one tile of one sample, in shared memory where staged, else in place.
@@ -193,8 +202,7 @@ GSALIGN_DEVICE void exclusive_scan(int* counts, int n, int* scratch) {
   barrier();
 }
 
-// ---- A = M S, for many control points
-// --------------------------------------------------------------
+// ---- A = M S, for many control points ----
 
 // One warp per query; lanes share the control points.
 GSALIGN_KERNEL(kThreads)
@@ -220,8 +228,7 @@ warp_base_kernel(
   }
 }
 
-// ---- forward
-// ---------------------------------------------------------------------------------------
+// ---- forward ----
 
 // The cell of a tap and whether its right and lower neighbours exist, in one word.
 constexpr unsigned kRight = 1u << 30;
@@ -321,8 +328,7 @@ warp_forward_kernel(Problem<T> problem, T* output) {
   }
 }
 
-// ---- backward
-// --------------------------------------------------------------------------------------
+// ---- backward ----
 
 // A query with four flags (which neighbours of its cell exist, which axes are free), and its cell.
 struct alignas(8) Reader {
@@ -616,8 +622,7 @@ warp_reduce_kernel(
   }
 }
 
-// ---- launching: shared by the CUDA entry points and the host tests
-// ----------------------------------
+// ---- launching: shared by the CUDA entry points and the host tests ----
 
 // Floats of workspace of a backward launch: per block its tables, where they are not in shared
 // memory, and one row of partial sums.

@@ -48,18 +48,28 @@ def _power_of_two(value: int, least: int, most: int) -> int:
     return min(most, max(least, 1 << max(value - 1, 0).bit_length()))
 
 
+def _divides_well(channels: int) -> bool:
+    """Whether a row's values come in 16-byte accesses.
+
+    Where not, each is read by itself, with an address of its own in registers, so that a thread
+    can hold half as many.
+    """
+    return channels % 16 == 0
+
+
 def block_sizes(queries: int, channels: int, most_queries: int = 64) -> dict[str, int]:
     """Queries and channels of a program; at most 64 x 64, so few variants are ever compiled."""
     return {
         "BLOCK_Q": _power_of_two(queries, 16, most_queries),
-        "BLOCK_C": _power_of_two(channels, 16, 64),
+        "BLOCK_C": _power_of_two(channels, 16, 64 if _divides_well(channels) else 32),
     }
 
 
-def warps_for(block: dict[str, int], values_per_thread: int = 16) -> int:
+def warps_for(block: dict[str, int], channels: int, thread_values: int = 16) -> int:
     """Warps of a program by the values of a tile that each thread gets, at least one warp."""
     values = block["BLOCK_Q"] * block["BLOCK_C"]
-    return _power_of_two(values // (32 * values_per_thread), 1, 8)
+    thread_values = thread_values if _divides_well(channels) else thread_values // 2
+    return _power_of_two(values // (32 * thread_values), 1, 8)
 
 
 def _empty_output(like: Tensor) -> Tensor:
@@ -169,7 +179,7 @@ def warp_tokens(
             blocks,
             tiles,
             **block,
-            num_warps=warps_for(block),
+            num_warps=warps_for(block, channels),
         )
     return output.to(tokens.dtype)
 
@@ -268,7 +278,7 @@ def warp_tokens_backward(
             blocks,
             tiles,
             **block,
-            num_warps=warps_for(block, values_per_thread=8),
+            num_warps=warps_for(block, channels, thread_values=8),
         )
         kernels.project_kernel[_checked_grid(batch)](
             source_points,

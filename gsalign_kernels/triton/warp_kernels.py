@@ -94,7 +94,7 @@ def forward_kernel(
     start = sample * (prefix + queries) * channels
     if block == 0:
         for row in range(prefix):
-            at = start + row * channels + channel
+            at = start + tl.cast(row, tl.int64) * channels + channel
             tl.store(output + at, tl.load(tokens + at, mask=in_row), mask=in_row)
 
     x, y = rotated_points(source_points, angle, basis, sample, query, in_map, points)
@@ -237,9 +237,9 @@ def backward_kernel(
     start = sample * (prefix + queries) * channels
     if block == 0:
         for row in range(prefix):
-            at = start + row * channels + channel
+            at = start + tl.cast(row, tl.int64) * channels + channel
             tl.store(grad_tokens + at, tl.load(grad + at, mask=in_row), mask=in_row)
-    start += prefix * channels
+    start += prefix.to(tl.int64) * channels
 
     own = start + query.to(tl.int64)[:, None] * channels + channel[None, :]
     mine = tl.load(grad + own, mask=mask, other=0.0).to(tl.float32)

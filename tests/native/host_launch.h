@@ -161,6 +161,13 @@ inline void count_one(int* counter) {
   __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
 }
 
+inline float multiply(float a, float b) {
+  return a * b;
+}
+inline float multiply_add(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+
 inline void sine_cosine(float angle, float* sine, float* cosine) {
   *sine = std::sin(angle);
   *cosine = std::cos(angle);
