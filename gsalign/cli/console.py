@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 _HANDLER = "gsalign command line"
 
@@ -24,6 +24,22 @@ def make_console() -> Console:
     return Console(quiet=not is_main_process(), highlight=False, soft_wrap=True)
 
 
+class _ConsoleHandler(logging.Handler):
+    """Prints through a console, so that a progress bar below moves on; warnings in yellow."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message as it is; brackets and numbers in it mean nothing to the console."""
+        try:
+            style = "yellow" if record.levelno >= logging.WARNING else ""
+            self._console.print(Text(self.format(record), style=style), soft_wrap=True)
+        except Exception:
+            self.handleError(record)
+
+
 def log_to(console: Console) -> None:
     """Print what ``gsalign`` logs: plainly, and through the console where that is a terminal."""
     logger = logging.getLogger("gsalign")
@@ -31,9 +47,7 @@ def log_to(console: Console) -> None:
         logger.removeHandler(old)
     handler: logging.Handler
     if console.is_terminal:
-        handler = RichHandler(
-            console=console, show_path=False, show_time=True, log_time_format="%H:%M:%S"
-        )
+        handler = _ConsoleHandler(console)
     else:
         handler = logging.StreamHandler(console.file)
     handler.setFormatter(logging.Formatter("%(message)s"))

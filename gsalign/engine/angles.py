@@ -85,8 +85,8 @@ class AngleMonitor:
                 changed.setdefault(angle.state, []).append(layer)
             self._told[layer] = angle.state
         meaning = {
-            "collapsed": f"all within {COLLAPSED} rad of 0, so LTPS turns no image; a smaller "
-            "model.losses.deformation lets them live",
+            "collapsed": f"all within {COLLAPSED} rad of 0, so LTPS turns no image; "
+            "model.losses.deformation is what pulls them there",
             "saturated": "at the limit of 90 degrees for nearly all images, so LTPS does not tell "
             "images apart; model.losses.deformation holds them back",
         }
