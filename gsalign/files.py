@@ -32,11 +32,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        # mkstemp makes files private; give the result the permissions an ordinary open() would.
+        yield temporary
+        # mkstemp makes files private, and so do some writers that replace it; give the result the
+        # permissions an ordinary open() would.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        yield temporary
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
