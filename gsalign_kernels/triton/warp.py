@@ -255,7 +255,7 @@ def warp_tokens_backward(
             queries,
             sort_blocks,
             **block_q,
-            num_warps=4,
+            num_warps=8,
         )
         # Six tiles are in flight here: with half as many values per thread, none are spilled.
         block = block_sizes(queries, channels, most_queries=32)

