@@ -2,70 +2,22 @@
 //
 // Nothing here waits for the device or reads its memory, so calls can be captured into a CUDA
 // graph.
-#if !defined(USE_CUDA)
-#define USE_CUDA  // the stream and error functions of the stable headers are declared under it
-#endif
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-#include <torch/headeronly/util/shim_utils.h>
-
-#include <atomic>
 #include <cstdint>
-#include <initializer_list>
-#include <limits>
 #include <optional>
 #include <tuple>
-#include <vector>
 
+#include "../common/cuda.h"
 #include "warp_kernels.cuh"
 
 namespace gsalign::warp {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-constexpr std::int64_t kMaxInt = std::numeric_limits<int>::max();
-
-// What is asked of the driver once per device.
+// What the plan asks of a device.
 Chip chip_of(int device) {
-  constexpr int kDevices = 64;
-  static std::atomic<int> known[kDevices][3];
-  const cudaDeviceAttr attributes[3] = {
-      cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-      cudaDevAttrMaxSharedMemoryPerMultiprocessor};
-  int values[3];
-  for (int i = 0; i < 3; ++i) {
-    values[i] = device < kDevices ? known[device][i].load(std::memory_order_relaxed) : 0;
-    if (values[i] == 0) {
-      STD_CUDA_CHECK(cudaDeviceGetAttribute(&values[i], attributes[i], device));
-      if (device < kDevices) {
-        known[device][i].store(values[i], std::memory_order_relaxed);
-      }
-    }
-  }
-  return {values[0], values[1], values[2]};
-}
-
-cudaStream_t stream_of(int device) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-Tensor empty_floats(const Tensor& like, std::initializer_list<std::int64_t> sizes) {
-  const std::vector<std::int64_t> list(sizes);
-  return torch::stable::new_empty(like, list, std::make_optional(ScalarType::Float));
-}
-
-Tensor empty_as(const Tensor& like) {
-  const auto sizes = like.sizes();
-  return torch::stable::new_empty(like, sizes);
+  return {
+      device_limit(DeviceLimit::multiprocessors, device),
+      device_limit(DeviceLimit::shared_per_block, device),
+      device_limit(DeviceLimit::shared_per_multiprocessor, device)};
 }
 
 struct Sizes {
@@ -121,10 +73,6 @@ Sizes check(
       static_cast<int>(height),
       static_cast<int>(width),
       static_cast<int>(prefix)};
-}
-
-bool aligned(const void* pointer) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
 }
 
 // The inputs of both passes, contiguous and on a stream, and what must outlive the launches.
@@ -214,21 +162,6 @@ void backward(
       kThreads, call.device, call.stream));
 }
 
-// Calls `run` with a null pointer of the storage type of `tokens`.
-template <typename Run>
-void by_type(const Tensor& tokens, Run&& run) {
-  switch (tokens.scalar_type()) {
-    case ScalarType::Float:
-      return run(static_cast<float*>(nullptr));
-    case ScalarType::Half:
-      return run(static_cast<Half*>(nullptr));
-    case ScalarType::BFloat16:
-      return run(static_cast<BFloat16*>(nullptr));
-    default:
-      STD_TORCH_CHECK(false, "warp_tokens: tokens must be float32, float16 or bfloat16");
-  }
-}
-
 }  // namespace
 
 Tensor warp_tokens_cuda(
@@ -238,7 +171,7 @@ Tensor warp_tokens_cuda(
   const torch::stable::accelerator::DeviceGuard guard(tokens.get_device_index());
   const Call call(tokens, source_points, angle, basis, sizes, eta);
   const Tensor output = empty_as(call.tokens);
-  by_type(tokens, [&](auto* type) {
+  by_storage_type("warp_tokens: tokens", tokens, [&](auto* type) {
     if (sizes.batch > 0 && sizes.channels > 0) {
       forward<std::remove_pointer_t<decltype(type)>>(call, output);
     }
@@ -262,7 +195,7 @@ std::tuple<Tensor, Tensor, Tensor> warp_tokens_backward_cuda(
   const Tensor grad_tokens = empty_as(call.tokens);
   const Tensor grad_source_points = empty_floats(call.source_points, {sizes.points, 2});
   const Tensor grad_angle = empty_floats(call.source_points, {sizes.batch});
-  by_type(tokens, [&](auto* type) {
+  by_storage_type("warp_tokens: tokens", tokens, [&](auto* type) {
     backward<std::remove_pointer_t<decltype(type)>>(
         call, grad_dense, grad_tokens, grad_source_points, grad_angle);
   });

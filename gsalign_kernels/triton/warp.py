@@ -3,49 +3,31 @@
 from __future__ import annotations
 
 import importlib
-import os
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gsalign_kernels.errors import KernelUnavailableError
+from gsalign_kernels.triton.launch import (
+    ceil_div,
+    checked_grid,
+    device_of,
+    empty_output,
+    power_of_two,
+    unavailable,
+)
 
 MAX_QUERIES = 1 << 24
 """Largest map, in tokens: a cell and its flags share 32 bits. As in the CUDA kernels."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_MAX_GRID = 2**31 - 1
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-
-
-def unavailable(device_type: str) -> str | None:
-    """Why these operators cannot run on tensors of this device type; None when they can."""
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    if device_type == "cuda":
-        return None
-    if device_type == "cpu" and _interpreted():
-        return None
-    return (
-        f"triton runs on CUDA tensors, these are on {device_type} "
-        "(set TRITON_INTERPRET=1 before importing triton to interpret its kernels on the CPU)"
-    )
 
 
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
     return importlib.import_module("gsalign_kernels.triton.warp_kernels")
-
-
-def _power_of_two(value: int, least: int, most: int) -> int:
-    """The smallest power of two that holds ``value``, between ``least`` and ``most``."""
-    return min(most, max(least, 1 << max(value - 1, 0).bit_length()))
 
 
 def _divides_well(channels: int) -> bool:
@@ -60,8 +42,8 @@ def _divides_well(channels: int) -> bool:
 def block_sizes(queries: int, channels: int, most_queries: int = 64) -> dict[str, int]:
     """Queries and channels of a program; at most 64 x 64, so few variants are ever compiled."""
     return {
-        "BLOCK_Q": _power_of_two(queries, 16, most_queries),
-        "BLOCK_C": _power_of_two(channels, 16, 64 if _divides_well(channels) else 32),
+        "BLOCK_Q": power_of_two(queries, 16, most_queries),
+        "BLOCK_C": power_of_two(channels, 16, 64 if _divides_well(channels) else 32),
     }
 
 
@@ -69,27 +51,7 @@ def warps_for(block: dict[str, int], channels: int, thread_values: int = 16) -> 
     """Warps of a program by the values of a tile that each thread gets, at least one warp."""
     values = block["BLOCK_Q"] * block["BLOCK_C"]
     thread_values = thread_values if _divides_well(channels) else thread_values // 2
-    return _power_of_two(values // (32 * thread_values), 1, 8)
-
-
-def _empty_output(like: Tensor) -> Tensor:
-    """Room for a kernel's result in the type of ``like``.
-
-    The interpreter cuts float32 to bfloat16 where GPUs round, so there it writes float32 and
-    PyTorch rounds.
-    """
-    dtype = torch.float32 if _interpreted() and like.dtype == torch.bfloat16 else like.dtype
-    return torch.empty_like(like, dtype=dtype)
-
-
-def _ceil(value: int, divisor: int) -> int:
-    return -(-value // divisor)
-
-
-def _checked_grid(programs: int) -> tuple[int]:
-    if programs > _MAX_GRID:
-        raise ValueError(f"warp_tokens: {programs} programs in one launch; split the batch")
-    return (programs,)
+    return power_of_two(values // (32 * thread_values), 1, 8)
 
 
 def _check(
@@ -130,11 +92,6 @@ def _check(
             raise ValueError(f"{name}: wanted shape {shape}, got {tuple(tensor.shape)}")
 
 
-def _device_of(tensor: Tensor) -> Any:
-    """Launches go to the current device, so make the tensor's current."""
-    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
-
-
 @torch.library.custom_op(
     "gsalign_triton::warp_tokens",
     mutates_args=(),
@@ -159,12 +116,12 @@ def warp_tokens(
     batch, _, channels = tokens.shape
     if batch == 0 or channels == 0:
         return torch.empty_like(tokens)
-    output = _empty_output(tokens)
+    output = empty_output(tokens)
     block = block_sizes(height * width, channels)
-    blocks = _ceil(height * width, block["BLOCK_Q"])
-    tiles = _ceil(channels, block["BLOCK_C"])
-    with _device_of(tokens):
-        _kernels().forward_kernel[_checked_grid(batch * blocks * tiles)](
+    blocks = ceil_div(height * width, block["BLOCK_Q"])
+    tiles = ceil_div(channels, block["BLOCK_C"])
+    with device_of(tokens):
+        _kernels().forward_kernel[checked_grid("warp_tokens", batch * blocks * tiles)](
             tokens,
             source_points,
             angle,
@@ -216,13 +173,13 @@ def warp_tokens_backward(
     if batch == 0 or channels == 0:
         empty = torch.empty_like(tokens)
         return empty, torch.zeros_like(source_points), torch.zeros_like(angle)
-    grad_tokens = _empty_output(tokens)
+    grad_tokens = empty_output(tokens)
     block = block_sizes(queries, channels)
     block_q = {"BLOCK_Q": block["BLOCK_Q"]}
-    blocks = _ceil(queries, block["BLOCK_Q"])
+    blocks = ceil_div(queries, block["BLOCK_Q"])
     # One place more than queries: the bounds of the cells have an end.
-    sort_blocks = _ceil(queries + 1, block["BLOCK_Q"])
-    tiles = _ceil(channels, block["BLOCK_C"])
+    sort_blocks = ceil_div(queries + 1, block["BLOCK_Q"])
+    tiles = ceil_div(channels, block["BLOCK_C"])
     cells = torch.empty((batch, queries), dtype=torch.int32, device=tokens.device)
     readers = torch.empty_like(cells)
     bounds = torch.empty((batch, queries + 1), dtype=torch.int32, device=tokens.device)
@@ -232,8 +189,8 @@ def warp_tokens_backward(
     point_sums = angle.new_empty((batch, 2 * points))
     grad_source_points, grad_angle = torch.empty_like(source_points), torch.empty_like(angle)
     kernels = _kernels()
-    with _device_of(tokens):
-        kernels.taps_kernel[_checked_grid(batch * blocks)](
+    with device_of(tokens):
+        kernels.taps_kernel[checked_grid("warp_tokens", batch * blocks)](
             source_points,
             angle,
             basis,
@@ -246,7 +203,7 @@ def warp_tokens_backward(
             **block_q,
             num_warps=1,
         )
-        kernels.sort_kernel[_checked_grid(batch * sort_blocks)](
+        kernels.sort_kernel[checked_grid("warp_tokens", batch * sort_blocks)](
             cells,
             fractions,
             readers,
@@ -259,8 +216,8 @@ def warp_tokens_backward(
         )
         # Six tiles are in flight here: with half as many values per thread, none are spilled.
         block = block_sizes(queries, channels, most_queries=32)
-        blocks = _ceil(queries, block["BLOCK_Q"])
-        kernels.backward_kernel[_checked_grid(batch * blocks * tiles)](
+        blocks = ceil_div(queries, block["BLOCK_Q"])
+        kernels.backward_kernel[checked_grid("warp_tokens", batch * blocks * tiles)](
             grad,
             tokens,
             cells,
@@ -280,7 +237,7 @@ def warp_tokens_backward(
             **block,
             num_warps=warps_for(block, channels, thread_values=8),
         )
-        kernels.project_kernel[_checked_grid(batch)](
+        kernels.project_kernel[checked_grid("warp_tokens", batch)](
             source_points,
             angle,
             basis,
@@ -293,11 +250,11 @@ def warp_tokens_backward(
             points,
             tiles,
             **block_q,
-            BLOCK_K=_power_of_two(points, 4, 32),
+            BLOCK_K=power_of_two(points, 4, 32),
             num_warps=4,
         )
-        block_n = _power_of_two(2 * points, 4, 16)
-        kernels.reduce_kernel[(_ceil(2 * points, block_n),)](
+        block_n = power_of_two(2 * points, 4, 16)
+        kernels.reduce_kernel[(ceil_div(2 * points, block_n),)](
             point_sums,
             grad_source_points,
             batch,
