@@ -70,7 +70,7 @@ def _grid(choice: Choice, batch: int, count: int) -> Case:
         points = jittered_lattice(batch, count, seed=23, device=device)
         moves = uniform(batch, count, 2, seed=24, device=device) - 0.5
         values = points + 0.2 * moves
-        exact = reference_tps.tps_solve(points.double(), values.double(), 0.0)
+        exact = reference_tps.tps_solve(points.double(), values.double(), 0.0)[0]
         return {"coefficients": exact.float(), "points": points}
 
     def call(tensors: Tensors, implementation: str) -> Outputs:

@@ -154,7 +154,7 @@ def _image(choice: Choice, batch: int, side: int, *, compile: bool) -> Case:
 
     def plain(tensors: Tensors) -> Outputs:
         image, points, values = tensors["image"], tensors["points"], tensors["values"]
-        coefficients = reference_tps.tps_solve(points, values, 0.0)
+        coefficients = reference_tps.tps_solve(points, values, 0.0)[0]
         return (
             reference_warp.warp_image(
                 image, coefficients, points, IMAGE, "bilinear", "zeros", True
@@ -195,7 +195,7 @@ def kornia_image(tensors: Tensors) -> Outputs:
     from kornia.geometry.transform import warp_image_tps
 
     points = tensors["points"]
-    coefficients = reference_tps.tps_solve(points, tensors["values"], 0.0)
+    coefficients = reference_tps.tps_solve(points, tensors["values"], 0.0)[0]
     count = points.shape[1]
     warped = warp_image_tps(
         tensors["image"],

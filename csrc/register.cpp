@@ -4,14 +4,16 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(gsalign, m) {
-  // Thin-plate splines. `factors` and `pivots` are the LU factorisation, kept for the backward
-  // pass.
+  // Thin-plate splines. `factors` are kept for the backward pass: [B, K (K + 1) / 2 + 3 K + 3],
+  // laid out as each device likes. `info` [B] says per sample: 0 solved, 1 singular, 2 points not
+  // finite; where it is not 0, the coefficients are NaN. With `check_errors` that is an error
+  // instead.
   m.def(
-      "tps_solve(Tensor control_points, Tensor values, float regularization)"
-      " -> (Tensor coefficients, Tensor factors, Tensor pivots)");
+      "tps_solve(Tensor control_points, Tensor values, float regularization, bool check_errors)"
+      " -> (Tensor coefficients, Tensor factors, Tensor info)");
   m.def(
-      "tps_solve_backward(Tensor grad, Tensor coefficients, Tensor control_points, Tensor factors,"
-      " Tensor pivots) -> (Tensor, Tensor)");
+      "tps_solve_backward(Tensor grad, Tensor coefficients, Tensor control_points, Tensor factors)"
+      " -> (Tensor, Tensor)");
   m.def("tps_evaluate(Tensor coefficients, Tensor control_points, Tensor points) -> Tensor");
   m.def(
       "tps_evaluate_backward(Tensor grad, Tensor coefficients, Tensor control_points,"

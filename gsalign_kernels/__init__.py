@@ -10,12 +10,20 @@ from gsalign_kernels.backends import KernelReport, kernel_report, use_kernels
 from gsalign_kernels.errors import KernelUnavailableError
 from gsalign_kernels.pool import masked_part_pool
 from gsalign_kernels.prototype import masked_prototype_loss
-from gsalign_kernels.tps import tps_basis, tps_evaluate, tps_grid, tps_solve
+from gsalign_kernels.tps import (
+    TpsSolution,
+    tps_basis,
+    tps_evaluate,
+    tps_grid,
+    tps_solve,
+    tps_solve_ex,
+)
 from gsalign_kernels.warp import warp_image, warp_tokens
 
 __all__ = [
     "KernelReport",
     "KernelUnavailableError",
+    "TpsSolution",
     "kernel_report",
     "masked_part_pool",
     "masked_prototype_loss",
@@ -23,6 +31,7 @@ __all__ = [
     "tps_evaluate",
     "tps_grid",
     "tps_solve",
+    "tps_solve_ex",
     "use_kernels",
     "warp_image",
     "warp_tokens",

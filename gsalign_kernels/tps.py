@@ -10,7 +10,7 @@ float32, since a half-precision coordinate is off by up to a tenth of a pixel.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,25 +22,45 @@ MAXIMUM_CONTROL_POINTS = 1024
 """Beyond this the fused solve's dense factors stop being a sensible way to a spline."""
 
 
+class TpsSolution(NamedTuple):
+    """What :func:`tps_solve_ex` returns.
+
+    Attributes:
+        coefficients: ``[B, K+3, V]``; NaN throughout for a sample that could not be solved.
+        info: ``[B]``, int32. 0: solved. 1: the system is singular, control points are repeated or
+            all on one line. 2: control points are not finite.
+    """
+
+    coefficients: Tensor
+    info: Tensor
+
+
 def tps_solve(
     control_points: Tensor,
     values: Tensor,
     *,
     regularization: float = 0.0,
+    check_errors: bool | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     """Coefficients of the thin-plate splines that take ``values`` at ``control_points``.
 
     Solves ``[[Phi + reg I, P], [P^T, 0]] [w; a] = [v; 0]`` with
     ``Phi_ij = U(|c_i - c_j|^2)``, ``U(r2) = r2/2 log(max(r2, 1e-8))`` and ``P = [1, x, y]``
-    (Bookstein 1989). Differentiable in both arguments.
+    (Bookstein 1989), in float64 inside whatever the type. Differentiable in both arguments; the
+    backward pass reuses the factors. Control points shared by the batch are factored once.
 
     Args:
         control_points: ``[B, K, 2]``, or ``[K, 2]`` shared by the batch; ``(x, y)`` in [-1, 1],
             K of at least 3, no two equal and not all on one line.
         values: ``[B, K, V]``, what the spline takes at each control point.
         regularization: added to the diagonal of Phi; 0 interpolates, more smooths.
-        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+        check_errors: whether control points that give no spline raise an error. None does so on the
+            CPU, where it is free. On a GPU an error makes the host wait for the device (and cannot
+            be asked for while a CUDA graph is captured), so None leaves it: such a sample's
+            coefficients are NaN, and :func:`tps_solve_ex` tells why.
+        implementation: ``"reference"``, ``"cpp"``, ``"cuda"``, ``"triton"``, or None for the choice
+            in force.
 
     Returns:
         ``[B, K+3, V]``: K weights, then ``a_0, a_x, a_y``.
@@ -48,10 +68,54 @@ def tps_solve(
     Raises:
         TypeError: an argument is no floating-point tensor.
         ValueError: a shape or device disagrees, or K is below 3.
-        RuntimeError: a sample's system is singular (repeated or collinear control points).
+        RuntimeError: with ``check_errors``, a sample's control points are repeated, collinear or
+            not finite; names the first such sample.
         KernelUnavailableError: the named implementation cannot run.
     """
+    if check_errors is None:
+        check_errors = not (isinstance(values, Tensor) and values.is_cuda)
+    return _solve(control_points, values, regularization, check_errors, implementation)[0]
+
+
+def tps_solve_ex(
+    control_points: Tensor,
+    values: Tensor,
+    *,
+    regularization: float = 0.0,
+    check_errors: bool = False,
+    implementation: str | None = None,
+) -> TpsSolution:
+    """:func:`tps_solve` that tells per sample whether it was solved, as ``torch.linalg.solve_ex``.
+
+    Never waits for a GPU unless ``check_errors`` asks for an error.
+
+    Args:
+        control_points: as in :func:`tps_solve`.
+        values: as in :func:`tps_solve`.
+        regularization: as in :func:`tps_solve`.
+        check_errors: raise for the first sample that was not solved.
+        implementation: as in :func:`tps_solve`.
+
+    Returns:
+        :class:`TpsSolution`, ``(coefficients, info)``.
+
+    Raises:
+        As :func:`tps_solve`.
+    """
+    return TpsSolution(
+        *_solve(control_points, values, regularization, check_errors, implementation)
+    )
+
+
+def _solve(
+    control_points: Tensor,
+    values: Tensor,
+    regularization: float,
+    check_errors: bool,
+    implementation: str | None,
+) -> tuple[Tensor, Tensor]:
     checks.check_tensor("values", values, ("B", "K", "V"))
+    shared = isinstance(control_points, Tensor) and control_points.dim() == 2
     control_points = _batched_control_points(control_points, values.shape[0])
     checks.check_shape("values", values, ("B", control_points.shape[1], "V"))
     checks.check_same_device(control_points=control_points, values=values)
@@ -61,9 +125,20 @@ def tps_solve(
     control_points, values = control_points.to(dtype), values.to(dtype)
     chosen = backends.select("tps_solve", values.device, implementation)
     if chosen == "reference":
-        return reference.tps_solve(control_points, values, regularization)
+        coefficients, info = reference.tps_solve(control_points, values, regularization)
+        if check_errors:
+            reference.raise_unless_solved(info)
+        return coefficients, info
     op = registration.operator("tps_solve", chosen)
-    return op(control_points, values, float(regularization))[0]
+    batch, count, columns = values.shape
+    if shared and batch > 1:
+        # One system for all: the samples' values are its right-hand sides.
+        values = values.transpose(0, 1).reshape(1, count, batch * columns)
+        coefficients, _, info = op(control_points[:1], values, float(regularization), check_errors)
+        coefficients = coefficients.view(count + 3, batch, columns).transpose(0, 1)
+        return coefficients.contiguous(), info.expand(batch)
+    coefficients, _, info = op(control_points, values, float(regularization), check_errors)
+    return coefficients, info
 
 
 def tps_evaluate(
@@ -81,7 +156,8 @@ def tps_evaluate(
         coefficients: ``[B, K+3, V]`` from :func:`tps_solve`.
         control_points: ``[B, K, 2]`` or ``[K, 2]``, the ones solved with.
         points: ``[B, N, 2]``, or ``[N, 2]`` shared by the batch; ``(x, y)``.
-        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+        implementation: ``"reference"``, ``"cpp"``, ``"cuda"``, ``"triton"``, or None for the choice
+            in force.
 
     Returns:
         ``[B, N, V]``.
@@ -123,7 +199,8 @@ def tps_grid(
         size: ``(height, width)`` of the map.
         align_corners: whether -1 and 1 mean the centres of the corner pixels (True) or their
             outer edges; give the sampler the same.
-        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+        implementation: ``"reference"``, ``"cpp"``, ``"cuda"``, ``"triton"``, or None for the choice
+            in force.
 
     Returns:
         ``[B, H, W, V]``.
@@ -164,7 +241,8 @@ def tps_basis(
         size: ``(height, width)`` of the map.
         align_corners: as in :func:`tps_grid`.
         regularization: as in :func:`tps_solve`.
-        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+        implementation: ``"reference"``, ``"cpp"``, ``"cuda"``, ``"triton"``, or None for the choice
+            in force.
 
     Returns:
         ``[H*W, K]`` in the type of ``control_points`` (float32 for half types), row-major in (row,
@@ -180,7 +258,11 @@ def tps_basis(
     points = control_points.detach().double()
     units = torch.eye(points.shape[0], dtype=torch.float64, device=points.device).unsqueeze(0)
     coefficients = tps_solve(
-        points, units, regularization=regularization, implementation=implementation
+        points,
+        units,
+        regularization=regularization,
+        check_errors=True,
+        implementation=implementation,
     )
     dense = tps_grid(
         coefficients, points, size, align_corners=align_corners, implementation=implementation
@@ -208,18 +290,20 @@ def _check_spline(coefficients: Tensor, control_points: Tensor) -> Tensor:
     return control_points
 
 
-def _solve_fake(control_points: Tensor, values: Tensor, regularization: float) -> Any:
+def _solve_fake(
+    control_points: Tensor, values: Tensor, regularization: float, check_errors: bool
+) -> Any:
     batch, count, columns = values.shape
-    order = count + 3
+    factors = count * (count + 1) // 2 + 3 * count + 3
     return (
-        values.new_empty(batch, order, columns),
-        values.new_empty(batch, order, order, dtype=torch.float64),
-        values.new_empty(batch, order, dtype=torch.int32),
+        values.new_empty(batch, count + 3, columns),
+        values.new_empty(batch, factors, dtype=torch.float64),
+        values.new_empty(batch, dtype=torch.int32),
     )
 
 
 def _solve_backward_fake(
-    grad: Tensor, coefficients: Tensor, control_points: Tensor, factors: Tensor, pivots: Tensor
+    grad: Tensor, coefficients: Tensor, control_points: Tensor, factors: Tensor
 ) -> Any:
     count = control_points.shape[1]
     return torch.empty_like(control_points, memory_format=torch.contiguous_format), grad.new_empty(
@@ -228,14 +312,14 @@ def _solve_backward_fake(
 
 
 def _solve_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    coefficients, factors, pivots = output
-    ctx.mark_non_differentiable(factors, pivots)
-    ctx.save_for_backward(coefficients, inputs[0], factors, pivots)
+    coefficients, factors, info = output
+    ctx.mark_non_differentiable(factors, info)
+    ctx.save_for_backward(coefficients, inputs[0], factors)
 
 
 def _solve_backward(call: Any, ctx: Any, grad: Tensor, *_: Any) -> Any:
     grad_points, grad_values = call(grad, *ctx.saved_tensors)
-    return grad_points, grad_values, None
+    return grad_points, grad_values, None, None
 
 
 def _evaluate_fake(coefficients: Tensor, control_points: Tensor, points: Tensor) -> Tensor:

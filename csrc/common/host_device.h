@@ -4,5 +4,6 @@
 #if defined(__CUDACC__)
 #define GSALIGN_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define GSALIGN_HOST_DEVICE inline
+// Always inlined, so that it is compiled for the instruction set of whoever calls it.
+#define GSALIGN_HOST_DEVICE inline __attribute__((always_inline))
 #endif

@@ -103,17 +103,25 @@ void dispatch_coordinates(const char* name, ScalarType type, Function&& function
   }
 }
 
-// Runs `function(index)` for index in [0, count) on PyTorch's threads.
-template <typename Function>
-void parallel_for(std::int64_t count, Function&& function) {
+// Runs `function(state, index)` for index in [0, count) on PyTorch's threads; `make_state()` makes
+// what a thread keeps from one index to the next, such as working memory.
+template <typename MakeState, typename Function>
+void parallel_for(std::int64_t count, MakeState&& make_state, Function&& function) {
   if (count <= 0) {
     return;
   }
   torch::stable::parallel_for(0, count, 1, [&](std::int64_t begin, std::int64_t end) {
+    auto state = make_state();
     for (std::int64_t index = begin; index < end; ++index) {
-      function(index);
+      function(state, index);
     }
   });
+}
+
+// Runs `function(index)` for index in [0, count) on PyTorch's threads.
+template <typename Function>
+void parallel_for(std::int64_t count, Function&& function) {
+  parallel_for(count, [] { return 0; }, [&](int, std::int64_t index) { function(index); });
 }
 
 }  // namespace gsalign

@@ -49,14 +49,54 @@ def system_matrix(control_points: Tensor, regularization: float) -> Tensor:
     return torch.cat([top, bottom], dim=-2)
 
 
-def tps_solve(control_points: Tensor, values: Tensor, regularization: float) -> Tensor:
-    """Coefficients ``[B, K+3, V]`` of the splines: weights, then ``a_0, a_x, a_y``."""
+def solve_dtype(device: torch.device) -> torch.dtype:
+    """What systems are solved in: float64, but on devices that have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def tps_solve(
+    control_points: Tensor, values: Tensor, regularization: float
+) -> tuple[Tensor, Tensor]:
+    """Coefficients ``[B, K+3, V]`` of the splines: weights, then ``a_0, a_x, a_y``; and info.
+
+    Info ``[B]``, int32: 0 solved, 1 singular (a pivot vanishes beside the matrix), 2 control points
+    not finite. The coefficients of samples that were not solved are NaN.
+    """
     dtype = computation_dtype(control_points, values)
-    matrix = system_matrix(control_points.to(dtype), regularization)
-    padding = values.new_zeros(values.shape[0], 3, values.shape[2], dtype=dtype)
-    right_hand_side = torch.cat([values.to(dtype), padding], dim=1)
+    wide = solve_dtype(control_points.device)
+    points = control_points.to(wide)
+    finite = points.isfinite().flatten(1).all(dim=1)
+    matrix = system_matrix(points, regularization)
+    padding = values.new_zeros(values.shape[0], 3, values.shape[2], dtype=wide)
+    right_hand_side = torch.cat([values.to(wide), padding], dim=1)
+    # Whether a system is singular is asked of its figures alone.
+    constant = torch.where(finite[:, None, None], matrix.detach(), 0.0)
+    pivots = torch.linalg.lu_factor_ex(constant)[0].diagonal(dim1=-2, dim2=-1).abs().amin(-1)
+    largest = constant.abs().flatten(1).amax(-1)
+    singular = pivots <= matrix.shape[-1] * torch.finfo(wide).eps * largest
+    info = torch.where(finite, singular.to(torch.int32), 2).to(torch.int32)
+    # Solve a harmless system in place of one that cannot be, then leave no figure of it.
+    solvable = (info == 0)[:, None, None]
+    identity = torch.eye(matrix.shape[-1], dtype=wide, device=matrix.device)
     with without_autocast(matrix):
-        return torch.linalg.solve(matrix, right_hand_side)
+        solved = torch.linalg.solve(torch.where(solvable, matrix, identity), right_hand_side)
+    return torch.where(solvable, solved, torch.nan).to(dtype), info
+
+
+def raise_unless_solved(info: Tensor) -> None:
+    """Raise for the first sample whose info is not 0; reads the figures, so waits for a device.
+
+    Raises:
+        RuntimeError: names the sample and what is wrong with its control points.
+    """
+    for sample, outcome in enumerate(info.tolist()):
+        if outcome == 1:
+            raise RuntimeError(
+                f"control_points: those of sample {sample} give a singular system; "
+                "some are equal, or all lie on one line"
+            )
+        if outcome == 2:
+            raise RuntimeError(f"control_points: those of sample {sample} are not finite")
 
 
 def tps_evaluate(coefficients: Tensor, control_points: Tensor, points: Tensor) -> Tensor:

@@ -174,13 +174,13 @@ def test_fused_double_backward_names_the_way_out():
 def test_opcheck(operator):
     points = spread_points(2, 5, 19).float().requires_grad_()
     values = random(2, 5, 2, seed=20, dtype=torch.float32, grad=True)
-    solved = torch.ops.gsalign.tps_solve(points.detach(), values.detach(), 0.1)
+    solved = torch.ops.gsalign.tps_solve(points.detach(), values.detach(), 0.1, True)
     coefficients = solved[0].clone().requires_grad_()
     where = random(2, 3, 2, seed=21, dtype=torch.float32, grad=True)
     forward, backward = {
         "tps_solve": (
-            (points, values, 0.1),
-            (torch.randn_like(solved[0]), solved[0], points.detach(), solved[1], solved[2]),
+            (points, values, 0.1, True),
+            (torch.randn_like(solved[0]), solved[0], points.detach(), solved[1]),
         ),
         "tps_evaluate": (
             (coefficients, points, where),
@@ -258,29 +258,90 @@ def test_empty_batch_and_no_columns(implementation):
     assert nowhere.shape == (2, 0, 2)
 
 
+BAD_POINTS = {
+    "repeated": ([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], 1, "singular"),
+    "collinear": ([[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0], [0.5, 0.5]], 1, "singular"),
+    "not a number": ([[math.nan, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], 2, "not finite"),
+    "infinite": ([[0.0, 0.0], [-1.0, 0.0], [math.inf, 0.0], [0.0, 1.0]], 2, "not finite"),
+}
+
+
+@pytest.mark.parametrize("implementation", ["reference", *fused("tps_solve")])
+@pytest.mark.parametrize("dtype", COORDINATES)
+@pytest.mark.parametrize("case", BAD_POINTS)
+def test_control_points_that_give_no_spline_are_told(implementation, dtype, case):
+    """Among good samples: the bad one has its info and NaN, the others their coefficients."""
+    bad, info, message = BAD_POINTS[case]
+    device = device_of(implementation)
+    points = spread_points(11, 4, 29).to(dtype)
+    points[9] = torch.tensor(bad, dtype=dtype)
+    points = points.to(device).requires_grad_()
+    values = random(11, 4, 2, seed=30, dtype=dtype).to(device).requires_grad_()
+    solution = kernels.tps_solve_ex(points, values, implementation=implementation)
+    assert solution.info.dtype == torch.int32
+    assert solution.info.tolist() == [info if sample == 9 else 0 for sample in range(11)]
+    good = [sample for sample in range(11) if sample != 9]
+    assert solution.coefficients[9].isnan().all()
+    expected = reference.tps_solve(points.detach().double(), values.detach().double(), 0.0)[0]
+    assert_close_to_reference(solution.coefficients[good], expected[good].detach(), dtype, slack=50)
+    gradients = torch.autograd.grad(solution.coefficients[good].sum(), (points, values))
+    for gradient in gradients:
+        assert gradient[good].isfinite().all()
+    for call in (kernels.tps_solve, kernels.tps_solve_ex):
+        with pytest.raises(RuntimeError, match=f"control_points: those of sample 9 .*{message}"):
+            call(points, values, check_errors=True, implementation=implementation)
+
+
 @pytest.mark.parametrize("implementation", ["reference", "cpp"])
-@pytest.mark.parametrize(
-    "points",
-    [
-        [[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]],
-        [[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0], [0.5, 0.5]],
-    ],
-    ids=["repeated", "collinear"],
-)
-def test_singular_systems_raise(implementation, points):
-    with pytest.raises(RuntimeError, match="singular"):
-        kernels.tps_solve(
-            torch.tensor(points, dtype=torch.float64),
-            torch.ones(1, 4, 2, dtype=torch.float64),
-            implementation=implementation,
+@pytest.mark.parametrize("count", [9, 40, 128])
+def test_a_repeated_point_among_many_is_found_and_a_near_one_is_not(implementation, count):
+    points = spread_points(20, count, 31)
+    near = points.clone()
+    for sample in range(20):
+        points[sample, count - 1] = points[sample, sample % (count - 1)]
+        near[sample, count - 1] = near[sample, sample % (count - 1)] + 1e-3
+    values = random(20, count, 2, seed=32)
+    solve = {"implementation": implementation}
+    assert (kernels.tps_solve_ex(points, values, **solve).info == 1).all()
+    solution = kernels.tps_solve_ex(near, values, **solve)
+    assert (solution.info == 0).all()
+    at = kernels.tps_evaluate(solution.coefficients, near, near, **solve)
+    assert (at - values).abs().max() < 1e-6
+
+
+def test_a_sample_is_solved_alike_alone_and_in_a_batch():
+    """Lanes and rows differ in the order of sums only, and factors can be taken apart."""
+    points, values = spread_points(13, 25, 33), random(13, 25, 3, seed=34)
+    together = torch.ops.gsalign.tps_solve(points, values, 0.0, True)
+    upstream = random(13, 28, 3, seed=35)
+    backward = torch.ops.gsalign.tps_solve_backward(upstream, together[0], points, together[1])
+    for sample in (0, 7, 8, 12):
+        one = slice(sample, sample + 1)
+        alone = torch.ops.gsalign.tps_solve(points[one], values[one], 0.0, True)
+        torch.testing.assert_close(alone[0], together[0][one], rtol=1e-10, atol=1e-11)
+        gradients = torch.ops.gsalign.tps_solve_backward(
+            upstream[one], together[0][one], points[one], together[1][one]
         )
+        for one_gradient, all_gradients in zip(gradients, backward, strict=True):
+            torch.testing.assert_close(one_gradient, all_gradients[one], rtol=1e-9, atol=1e-9)
 
 
-def test_nan_coordinates_stay_nan():
-    points = spread_points(2, 4, 29)
-    points[1, 2, 0] = math.nan
-    coefficients = kernels.tps_solve(points, torch.ones(2, 4, 2, dtype=torch.float64))
-    assert coefficients[0].isfinite().all() and coefficients[1].isnan().all()
+@pytest.mark.parametrize("implementation", ["reference", *fused("tps_solve")])
+def test_shared_control_points_are_those_of_every_sample(implementation):
+    device = device_of(implementation)
+    points = spread_points(1, 9, 36)[0].to(device).requires_grad_()
+    values = random(5, 9, 2, seed=37).to(device).requires_grad_()
+
+    def run(points, values):
+        solution = kernels.tps_solve_ex(points, values, implementation=implementation)
+        return solution, torch.autograd.grad(solution.coefficients.square().sum(), (points, values))
+
+    shared, shared_gradients = run(points, values)
+    each, gradients = run(points.detach().repeat(5, 1, 1).requires_grad_(), values)
+    assert shared.info.tolist() == [0] * 5
+    torch.testing.assert_close(shared.coefficients, each.coefficients)
+    torch.testing.assert_close(shared_gradients[0], gradients[0].sum(0))
+    torch.testing.assert_close(shared_gradients[1], gradients[1])
 
 
 def test_compiled_equals_eager():
@@ -360,11 +421,10 @@ def test_wrong_arguments_are_named(call, error, message):
 def test_raw_operator_refuses_what_would_read_out_of_bounds():
     with pytest.raises(RuntimeError, match="coefficients"):
         torch.ops.gsalign.tps_grid(torch.zeros(1, 5, 2), torch.zeros(1, 4, 2), 2, 2, True)
-    with pytest.raises(RuntimeError, match="pivots"):
+    with pytest.raises(RuntimeError, match="factors"):
         torch.ops.gsalign.tps_solve_backward(
             torch.zeros(1, 7, 1),
             torch.zeros(1, 7, 1),
             torch.zeros(1, 4, 2),
-            torch.zeros(1, 7, 7, dtype=torch.float64),
-            torch.full((1, 7), 99, dtype=torch.int32),
+            torch.zeros(1, 24, dtype=torch.float64),
         )
