@@ -34,16 +34,12 @@ GSALIGN_HOST_DEVICE D log_of(const D& x) {
                      (4503599627370496.0 + 1023.0);
   const D s = (m - 1.0) / (m + 1.0);
   const D z = s * s;
-  D series = z * (1.0 / 23.0) + 1.0 / 21.0;
-  series = series * z + 1.0 / 19.0;
-  series = series * z + 1.0 / 17.0;
-  series = series * z + 1.0 / 15.0;
-  series = series * z + 1.0 / 13.0;
-  series = series * z + 1.0 / 11.0;
-  series = series * z + 1.0 / 9.0;
-  series = series * z + 1.0 / 7.0;
-  series = series * z + 1.0 / 5.0;
-  series = series * z + 1.0 / 3.0;
+  D series = z * 0.073082248425217029 + 0.076658608002780206;
+  series = series * z + 0.090914445626308610;
+  series = series * z + 0.11111105567397540;
+  series = series * z + 0.14285714312987742;
+  series = series * z + 0.19999999999949752;
+  series = series * z + 0.33333333333333348;
   const D fraction = 2.0 * s + 2.0 * s * (z * series);
   // log 2 in two parts: the product with the first is exact.
   return fraction + exponent * 1.90821492927058770002e-10 + exponent * 6.93147180369123816490e-01;
@@ -51,9 +47,11 @@ GSALIGN_HOST_DEVICE D log_of(const D& x) {
 
 }  // namespace detail
 
-// log(x) for normal positive x, without branches or tables so that loops over it vectorise.
-// x = 2^e m with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh(s), s = (m - 1) / (m + 1), |s| < 0.172,
-// by its odd series; the first term left out is below the type's rounding.
+// log(x) for normal positive x, without branches or tables so that loops over it vectorise:
+// x = 2^e m with m in [sqrt(1/2), sqrt(2)). The polynomials interpolate at Chebyshev's nodes; what
+// they leave is below the type's rounding.
+//
+// float: log(1 + f) = f - f^2 / 2 + f^3 P(f), which needs no division.
 GSALIGN_HOST_DEVICE float natural_log(float x) {
   std::int32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
@@ -61,16 +59,21 @@ GSALIGN_HOST_DEVICE float natural_log(float x) {
   bits -= exponent * (1 << 23);
   float m;
   std::memcpy(&m, &bits, sizeof m);
-  const float s = (m - 1.0f) / (m + 1.0f);
-  const float z = s * s;
-  float series = 1.0f / 9.0f;
-  series = series * z + 1.0f / 7.0f;
-  series = series * z + 1.0f / 5.0f;
-  series = series * z + 1.0f / 3.0f;
-  const float fraction = 2.0f * s + 2.0f * s * (z * series);
+  const float f = m - 1.0f;
+  const float z = f * f;
+  float series = f * 0.0697161147f - 0.114797338f;
+  series = series * f + 0.116854199f;
+  series = series * f - 0.124256873f;
+  series = series * f + 0.142490576f;
+  series = series * f - 0.166678023f;
+  series = series * f + 0.200007157f;
+  series = series * f - 0.249999970f;
+  series = series * f + 0.333333312f;
+  const float fraction = (z * f) * series - 0.5f * z + f;
   return fraction + static_cast<float>(exponent) * 0.693147180559945309f;
 }
 
+// double: 2 atanh(s), s = (m - 1) / (m + 1), |s| < 0.172, an odd function of s.
 GSALIGN_HOST_DEVICE double natural_log(double x) {
   return detail::log_of<double, std::uint64_t>(x);
 }

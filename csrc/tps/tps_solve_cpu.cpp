@@ -4,7 +4,7 @@
 // out sample by sample, so that each can be taken apart from the batch it was solved in.
 #include <algorithm>
 #include <cstdint>
-#include <limits>
+#include <cstring>
 
 #include "../common/cpu.h"
 #include "../common/tensor.h"
@@ -13,45 +13,76 @@
 namespace gsalign::tps {
 namespace {
 
-// Gathers one sample per lane: out[i] holds element i of each. `stride` apart in `from`.
-template <typename E, typename R>
-GSALIGN_INLINE void take_lanes(E* out, const R* from, std::int64_t stride, std::int64_t count) {
-  for (std::int64_t l = 0; l < kLanesOf<E>; ++l) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      set_lane(out[i], l, static_cast<double>(from[l * stride + i]));
+// Working memory holds element i of every lane's sample side by side; tensors hold samples one
+// after another, `stride` apart. Here `length` numbers of every sample pass from one to the other.
+GSALIGN_INLINE void take_lanes(double* out, const double* from, std::int64_t, std::int64_t length) {
+  std::copy_n(from, length, out);
+}
+GSALIGN_INLINE void take_lanes(
+    Lanes* out, const double* from, std::int64_t stride, std::int64_t length) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= length; i += kLanes) {
+    Lanes rows[kLanes];
+    for (std::int64_t l = 0; l < kLanes; ++l) {
+      std::memcpy(&rows[l], from + l * stride + i, sizeof(Lanes));
+    }
+    transpose(rows);
+    std::copy_n(rows, kLanes, out + i);
+  }
+  for (; i < length; ++i) {
+    for (std::int64_t l = 0; l < kLanes; ++l) {
+      set_lane(out[i], l, from[l * stride + i]);
     }
   }
 }
-template <typename E, typename R>
-GSALIGN_INLINE void give_lanes(R* to, const E* values, std::int64_t stride, std::int64_t count) {
-  for (std::int64_t l = 0; l < kLanesOf<E>; ++l) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      to[l * stride + i] = static_cast<R>(lane(values[i], l));
+GSALIGN_INLINE void give_lanes(
+    double* to, const double* values, std::int64_t, std::int64_t length) {
+  std::copy_n(values, length, to);
+}
+GSALIGN_INLINE void give_lanes(
+    double* to, const Lanes* values, std::int64_t stride, std::int64_t length) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= length; i += kLanes) {
+    Lanes rows[kLanes];
+    std::copy_n(values + i, kLanes, rows);
+    transpose(rows);
+    for (std::int64_t l = 0; l < kLanes; ++l) {
+      std::memcpy(to + l * stride + i, &rows[l], sizeof(Lanes));
+    }
+  }
+  for (; i < length; ++i) {
+    for (std::int64_t l = 0; l < kLanes; ++l) {
+      to[l * stride + i] = lane(values[i], l);
     }
   }
 }
 
-// [count, columns] of each sample to one contiguous column per right-hand side, and back.
+// The same for [count, columns] of every sample, which lie column by column in working memory,
+// `length` elements apart.
 template <typename E, typename R>
 GSALIGN_INLINE void take_columns(
-    E* out, std::int64_t length, const R* from, std::int64_t stride, std::int64_t count,
-    std::int64_t columns) {
-  for (std::int64_t l = 0; l < kLanesOf<E>; ++l) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      for (std::int64_t v = 0; v < columns; ++v) {
-        set_lane(out[v * length + i], l, static_cast<double>(from[l * stride + i * columns + v]));
+    E* __restrict out, std::int64_t length, const R* __restrict from, std::int64_t stride,
+    std::int64_t count, std::int64_t columns) {
+  constexpr std::int64_t lanes = kLanesOf<E>;
+  double* to = reinterpret_cast<double*>(out);
+  for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t v = 0; v < columns; ++v) {
+      for (std::int64_t l = 0; l < lanes; ++l) {
+        to[(v * length + i) * lanes + l] = static_cast<double>(from[l * stride + i * columns + v]);
       }
     }
   }
 }
 template <typename E, typename R>
 GSALIGN_INLINE void give_columns(
-    R* to, std::int64_t stride, const E* values, std::int64_t length, std::int64_t count,
-    std::int64_t columns) {
-  for (std::int64_t l = 0; l < kLanesOf<E>; ++l) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      for (std::int64_t v = 0; v < columns; ++v) {
-        to[l * stride + i * columns + v] = static_cast<R>(lane(values[v * length + i], l));
+    R* __restrict to, std::int64_t stride, const E* __restrict values, std::int64_t length,
+    std::int64_t count, std::int64_t columns) {
+  constexpr std::int64_t lanes = kLanesOf<E>;
+  const double* from = reinterpret_cast<const double*>(values);
+  for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t v = 0; v < columns; ++v) {
+      for (std::int64_t l = 0; l < lanes; ++l) {
+        to[l * stride + i * columns + v] = static_cast<R>(from[(v * length + i) * lanes + l]);
       }
     }
   }
@@ -90,12 +121,7 @@ GSALIGN_CLONES static void solve_group(
   E* y = x + count;
   E* work = y + count;
   E* rhs = work + 2 * count;
-  for (std::int64_t l = 0; l < kLanesOf<E>; ++l) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      set_lane(x[i], l, static_cast<double>(points[(l * count + i) * 2]));
-      set_lane(y[i], l, static_cast<double>(points[(l * count + i) * 2 + 1]));
-    }
-  }
+  take_columns(x, count, points, 2 * count, count, 2);  // and y behind it
   System<E> system(memory, count);
   const auto outcome = system.factor(x, y, regularization, work);
   for (std::int64_t l = 0; l < kLanesOf<E>; ++l) {
@@ -126,12 +152,7 @@ GSALIGN_CLONES static void backward_group(
   E* gy = gx + count;
   E* z = gy + count;
   E* w = z + order * columns;
-  for (std::int64_t l = 0; l < kLanesOf<E>; ++l) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      set_lane(x[i], l, static_cast<double>(points[(l * count + i) * 2]));
-      set_lane(y[i], l, static_cast<double>(points[(l * count + i) * 2 + 1]));
-    }
-  }
+  take_columns(x, count, points, 2 * count, count, 2);  // and y behind it
   take_lanes(memory, factors, shape.factors(), shape.factors());
   take_columns(z, order, grad, order * columns, order, columns);
   take_columns(w, order, coefficients, order * columns, order, columns);
@@ -168,12 +189,7 @@ GSALIGN_CLONES static void backward_group(
     gx[i] += sum_x;
     gy[i] += sum_y;
   }
-  for (std::int64_t l = 0; l < kLanesOf<E>; ++l) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      grad_points[(l * count + i) * 2] = static_cast<R>(lane(gx[i], l));
-      grad_points[(l * count + i) * 2 + 1] = static_cast<R>(lane(gy[i], l));
-    }
-  }
+  give_columns(grad_points, 2 * count, gx, count, count, 2);  // and gy behind it
 }
 
 std::tuple<Tensor, Tensor, Tensor> tps_solve(

@@ -56,16 +56,17 @@ GSALIGN_INLINE double dot(const double* a, const double* b, std::int64_t count) 
   return sum;
 }
 GSALIGN_INLINE Lanes dot(const Lanes* a, const Lanes* b, std::int64_t count) {
-  Lanes even{}, odd{};
+  Lanes sums[4] = {};  // in flight at once, as each takes a few cycles
   std::int64_t k = 0;
-  for (; k + 2 <= count; k += 2) {
-    even += a[k] * b[k];
-    odd += a[k + 1] * b[k + 1];
+  for (; k + 4 <= count; k += 4) {
+    for (std::int64_t i = 0; i < 4; ++i) {
+      sums[i] += a[k + i] * b[k + i];
+    }
   }
-  if (k < count) {
-    even += a[k] * b[k];
+  for (; k < count; ++k) {
+    sums[0] += a[k] * b[k];
   }
-  return even + odd;
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 // sums[r] = sum_k rows[r][k] b[k], for four rows at once: `b` is read once for them.
