@@ -41,7 +41,8 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 DEFAULT_CUDA_TARGETS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 # -fopenmp-simd honours `#pragma omp simd` without the OpenMP runtime: threads come from PyTorch.
-CXX_FLAGS = ["-O3", "-fopenmp-simd", "-fno-math-errno", "-Wall", STABLE_ABI]
+# -Wno-psabi: vectors are passed only to functions that are always inlined.
+CXX_FLAGS = ["-O3", "-fopenmp-simd", "-fno-math-errno", "-Wall", "-Wno-psabi", STABLE_ABI]
 # One translation unit for several targets: nvcc compiles them side by side.
 NVCC_FLAGS = [
     "-O3",

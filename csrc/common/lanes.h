@@ -1,16 +1,13 @@
-// Samples side by side: one number of each of several small problems in one vector.
+// Vectors of 64 bytes as a type: arithmetic on one of them is arithmetic on all its numbers.
 //
-// Small systems leave vectors along a row half empty. Here every vector holds the same element of
-// kLanes samples, so that all arithmetic fills it, whatever the size of the systems. Code templated
-// on the element runs with Lanes for full groups of samples and with double for those left over.
+// For code whose speed must not hang on what a compiler makes of a loop. `Vector<R>` holds
+// neighbouring points of a spline; Lanes hold the same element of several small systems, which
+// would leave vectors along their rows half empty: code templated on the element runs with Lanes
+// for full groups of samples and with double for those left over.
 #pragma once
 
-#if defined(__GNUC__) && !defined(__clang__)
-// Functions that take such vectors are always inlined, so how one would be passed is no matter.
-#pragma GCC diagnostic ignored "-Wpsabi"
-#endif
-
 #include <cstdint>
+#include <cstring>
 
 #include "natural_log.h"
 #include "numbers.h"
@@ -27,6 +24,48 @@ using LaneBits = std::uint64_t __attribute__((vector_size(kLanes * sizeof(std::u
 
 template <typename E>
 constexpr std::int64_t kLanesOf = sizeof(E) / sizeof(double);
+
+using FloatLanes = float __attribute__((vector_size(kLanes * sizeof(double)), may_alias));
+using FloatMask = std::int32_t __attribute__((vector_size(kLanes * sizeof(double))));
+
+namespace detail {
+template <typename R>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using Type = FloatLanes;
+};
+template <>
+struct VectorOf<double> {
+  using Type = Lanes;
+};
+}  // namespace detail
+
+template <typename R>
+using Vector = typename detail::VectorOf<R>::Type;
+template <typename R>
+constexpr std::int64_t kVectorLength = sizeof(Vector<R>) / sizeof(R);
+
+template <typename R>
+GSALIGN_INLINE Vector<R> load_vector(const R* from) {
+  Vector<R> result;
+  std::memcpy(&result, from, sizeof result);
+  return result;
+}
+template <typename R>
+GSALIGN_INLINE void store_vector(R* to, const Vector<R>& value) {
+  std::memcpy(to, &value, sizeof value);
+}
+
+// The sum of the numbers of a vector, always in the same order.
+template <typename R>
+GSALIGN_INLINE double sum_of(const Vector<R>& value) {
+  double sum = 0.0;
+  for (std::int64_t i = 0; i < kVectorLength<R>; ++i) {
+    sum += static_cast<double>(value[i]);
+  }
+  return sum;
+}
 
 GSALIGN_INLINE double lane(const double& value, std::int64_t) {
   return value;
@@ -46,6 +85,10 @@ GSALIGN_INLINE double choose(bool mask, double yes, double no) {
   return mask ? yes : no;
 }
 GSALIGN_INLINE Lanes choose(const LaneMask& mask, const Lanes& yes, const Lanes& no) {
+  return mask ? yes : no;
+}
+
+GSALIGN_INLINE FloatLanes choose(const FloatMask& mask, const FloatLanes& yes, const FloatLanes& no) {
   return mask ? yes : no;
 }
 
@@ -82,6 +125,10 @@ GSALIGN_INLINE void transpose(Lanes (&rows)[kLanes]) {
 
 GSALIGN_INLINE Lanes natural_log(const Lanes& x) {
   return detail::log_of<Lanes, LaneBits>(x);
+}
+GSALIGN_INLINE FloatLanes natural_log(const FloatLanes& x) {
+  return detail::float_log_of<FloatLanes, FloatMask>(
+      x, [](const FloatMask& value) { return __builtin_convertvector(value, FloatLanes); });
 }
 
 }  // namespace gsalign

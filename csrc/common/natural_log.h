@@ -45,6 +45,26 @@ GSALIGN_HOST_DEVICE D log_of(const D& x) {
   return fraction + exponent * 1.90821492927058770002e-10 + exponent * 6.93147180369123816490e-01;
 }
 
+// The same in float, or in a vector of floats with `I` the vector of 32-bit integers.
+template <typename F, typename I, typename ToFloat>
+GSALIGN_HOST_DEVICE F float_log_of(const F& x, ToFloat&& to_float) {
+  constexpr std::int32_t kRootHalf = 0x3f3504f3;
+  const I bits = bits_of<I>(x);
+  const I exponent = (bits - kRootHalf) >> 23;
+  const F f = bits_of<F>(bits - exponent * (1 << 23)) - 1.0f;
+  const F z = f * f;
+  F series = f * 0.0697161147f - 0.114797338f;
+  series = series * f + 0.116854199f;
+  series = series * f - 0.124256873f;
+  series = series * f + 0.142490576f;
+  series = series * f - 0.166678023f;
+  series = series * f + 0.200007157f;
+  series = series * f - 0.249999970f;
+  series = series * f + 0.333333312f;
+  const F fraction = (z * f) * series - 0.5f * z + f;
+  return fraction + to_float(exponent) * 0.693147180559945309f;
+}
+
 }  // namespace detail
 
 // log(x) for normal positive x, without branches or tables so that loops over it vectorise:
@@ -53,24 +73,8 @@ GSALIGN_HOST_DEVICE D log_of(const D& x) {
 //
 // float: log(1 + f) = f - f^2 / 2 + f^3 P(f), which needs no division.
 GSALIGN_HOST_DEVICE float natural_log(float x) {
-  std::int32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  const std::int32_t exponent = (bits - 0x3f3504f3) >> 23;
-  bits -= exponent * (1 << 23);
-  float m;
-  std::memcpy(&m, &bits, sizeof m);
-  const float f = m - 1.0f;
-  const float z = f * f;
-  float series = f * 0.0697161147f - 0.114797338f;
-  series = series * f + 0.116854199f;
-  series = series * f - 0.124256873f;
-  series = series * f + 0.142490576f;
-  series = series * f - 0.166678023f;
-  series = series * f + 0.200007157f;
-  series = series * f - 0.249999970f;
-  series = series * f + 0.333333312f;
-  const float fraction = (z * f) * series - 0.5f * z + f;
-  return fraction + static_cast<float>(exponent) * 0.693147180559945309f;
+  return detail::float_log_of<float, std::int32_t>(
+      x, [](std::int32_t value) { return static_cast<float>(value); });
 }
 
 // double: 2 atanh(s), s = (m - 1) / (m + 1), |s| < 0.172, an odd function of s.

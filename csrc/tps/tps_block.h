@@ -1,16 +1,25 @@
 // Splines at a block of points on the CPU, forward and backward: the inner loops of tps and warp.
+//
+// Always inlined into functions marked GSALIGN_CLONES, so that each is compiled for the instruction
+// set of its caller. Blocks are always worked on whole: a short one repeats its last point, and the
+// gradients there are zero.
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 #include "../common/cpu.h"
+#include "../common/lanes.h"
 #include "tps.h"
 
 namespace gsalign::tps {
 
 // Points are worked on in blocks of this many, which stay in the first-level cache.
 constexpr std::int64_t kPointBlock = 64;
+
+template <typename R>
+constexpr std::int64_t kBlockVectors = kPointBlock / kVectorLength<R>;
 
 // One sample's spline: coefficients [K + 3, V], control points [K, 2].
 template <typename R>
@@ -23,114 +32,236 @@ struct Spline {
   const R* affine() const { return coefficients + points * columns; }
 };
 
-// U and its slope from one control point to `count` points.
+// The points of a block.
 template <typename R>
-GSALIGN_CLONES static void basis_row(
-    const R* x, const R* y, std::int64_t count, R cx, R cy, R* __restrict value,
-    R* __restrict slope) {
-#pragma omp simd
-  for (std::int64_t n = 0; n < count; ++n) {
-    const R dx = x[n] - cx, dy = y[n] - cy;
-    const Basis<R> basis = radial_basis(dx * dx + dy * dy);
-    value[n] = basis.value;
-    slope[n] = basis.slope;
+struct alignas(64) PointBlock {
+  R x[kPointBlock], y[kPointBlock];
+  std::int64_t count;
+
+  // After the first `count` points are set.
+  GSALIGN_INLINE void fill() {
+    std::fill(x + count, x + kPointBlock, x[count - 1]);
+    std::fill(y + count, y + kPointBlock, y[count - 1]);
+  }
+
+  // Pixels `begin` to `begin + length` of a map, in row-major order.
+  GSALIGN_INLINE void set_pixels(
+      std::int64_t begin, std::int64_t length, std::int64_t height, std::int64_t width,
+      bool align_corners) {
+    count = length;
+    std::int64_t row = begin / width, column = begin % width;
+    for (std::int64_t n = 0; n < length;) {
+      const std::int64_t stretch = std::min(width - column, length - n);
+      const R at = pixel_position<R>(row, height, align_corners);
+      for (std::int64_t i = 0; i < stretch; ++i) {
+        x[n + i] = pixel_position<R>(column + i, width, align_corners);
+        y[n + i] = at;
+      }
+      n += stretch;
+      column = 0;
+      ++row;
+    }
+    fill();
+  }
+};
+
+// log(max(r2, 1e-8)) / 2; with it U = r2 half_log, and the slope is half_log + 1/2 (half_log alone
+// where clamped).
+template <typename R>
+GSALIGN_INLINE Vector<R> half_logarithm(const Vector<R>& squared_distance) {
+  const Vector<R> smallest = Vector<R>{} + R(1e-8);
+  return R(0.5) * natural_log(choose(squared_distance < smallest, smallest, squared_distance));
+}
+
+// rows[k][n] = half logarithm of the distance of point n to control point k.
+template <typename R>
+GSALIGN_INLINE void logarithm_rows(
+    const R* control_points, std::int64_t points, const PointBlock<R>& at, R* rows) {
+  using V = Vector<R>;
+  for (std::int64_t k = 0; k < points; ++k) {
+    const R cx = control_points[2 * k], cy = control_points[2 * k + 1];
+    for (std::int64_t j = 0; j < kPointBlock; j += kVectorLength<R>) {
+      const V dx = load_vector(at.x + j) - cx, dy = load_vector(at.y + j) - cy;
+      store_vector<R>(rows + k * kPointBlock + j, half_logarithm<R>(dx * dx + dy * dy));
+    }
   }
 }
 
-// out[v * kPointBlock + n] = f_v(x[n], y[n]), column by column so that points fill the vectors.
-template <typename R>
-GSALIGN_CLONES static void evaluate_block(
-    const Spline<R>& spline, const R* x, const R* y, std::int64_t count, R* __restrict out) {
+// out[v][n] = f_v(point n). With `rows` from logarithm_rows no logarithm is taken: they are the
+// same for every spline on these control points.
+template <typename R, bool kRows>
+GSALIGN_INLINE void evaluate_block(
+    const Spline<R>& spline, const PointBlock<R>& at, const R* rows, R* __restrict out) {
+  using V = Vector<R>;
+  constexpr std::int64_t kCount = kBlockVectors<R>, kLength = kVectorLength<R>;
+  const std::int64_t columns = spline.columns;
   const R* affine = spline.affine();
-  for (std::int64_t v = 0; v < spline.columns; ++v) {
-    const R a0 = affine[v], ax = affine[spline.columns + v], ay = affine[2 * spline.columns + v];
-    R* column = out + v * kPointBlock;
-#pragma omp simd
-    for (std::int64_t n = 0; n < count; ++n) {
-      column[n] = a0 + ax * x[n] + ay * y[n];
+  const auto basis = [&](std::int64_t k, std::int64_t j) __attribute__((always_inline)) {
+    const V dx = load_vector(at.x + j * kLength) - spline.control_points[2 * k];
+    const V dy = load_vector(at.y + j * kLength) - spline.control_points[2 * k + 1];
+    const V r2 = dx * dx + dy * dy;
+    if constexpr (kRows) {
+      return r2 * load_vector(rows + k * kPointBlock + j * kLength);
+    } else {
+      return r2 * half_logarithm<R>(r2);
     }
-  }
-  for (std::int64_t k = 0; k < spline.points; ++k) {
-    const R cx = spline.control_points[2 * k], cy = spline.control_points[2 * k + 1];
-    R value[kPointBlock];
-#pragma omp simd
-    for (std::int64_t n = 0; n < count; ++n) {
-      const R dx = x[n] - cx, dy = y[n] - cy;
-      value[n] = radial_basis(dx * dx + dy * dy).value;
+  };
+  if (columns == 2) {  // a grid: both sums stay in registers
+    V gx[kCount], gy[kCount];
+    for (std::int64_t j = 0; j < kCount; ++j) {
+      const V x = load_vector(at.x + j * kLength), y = load_vector(at.y + j * kLength);
+      gx[j] = affine[0] + affine[2] * x + affine[4] * y;
+      gy[j] = affine[1] + affine[3] * x + affine[5] * y;
     }
-    const R* weights = spline.weights(k);
-    for (std::int64_t v = 0; v < spline.columns; ++v) {
-      const R weight = weights[v];
-      R* column = out + v * kPointBlock;
-#pragma omp simd
-      for (std::int64_t n = 0; n < count; ++n) {
-        column[n] += weight * value[n];
+    for (std::int64_t k = 0; k < spline.points; ++k) {
+      const R wx = spline.coefficients[2 * k], wy = spline.coefficients[2 * k + 1];
+      for (std::int64_t j = 0; j < kCount; ++j) {
+        const V value = basis(k, j);
+        gx[j] += wx * value;
+        gy[j] += wy * value;
       }
     }
-  }
-}
-
-// sum_n a[n] b[n] over a block
-template <typename R>
-GSALIGN_CLONES static R block_dot(const R* a, const R* b, std::int64_t count) {
-  R sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t n = 0; n < count; ++n) {
-    sum += a[n] * b[n];
-  }
-  return sum;
-}
-
-// One block's share of the gradients, for `gradient` [V][kPointBlock]: added to `coefficients`
-// [(K + 3) V] and `control_points` [2K]; the points' own gradient is written to gx, gy when given.
-template <typename R>
-void evaluate_block_backward(
-    const Spline<R>& spline, const R* x, const R* y, std::int64_t count, const R* gradient,
-    double* coefficients, double* control_points, R* gx, R* gy) {
-  const std::int64_t columns = spline.columns;
-  R ones[kPointBlock];
-  std::fill_n(ones, count, R(1));
-  double* affine = coefficients + spline.points * columns;
-  if (gx != nullptr) {
-    std::fill_n(gx, count, R(0));
-    std::fill_n(gy, count, R(0));
+    for (std::int64_t j = 0; j < kCount; ++j) {
+      store_vector<R>(out + j * kLength, gx[j]);
+      store_vector<R>(out + kPointBlock + j * kLength, gy[j]);
+    }
+    return;
   }
   for (std::int64_t v = 0; v < columns; ++v) {
-    const R* column = gradient + v * kPointBlock;
-    affine[v] += block_dot(column, ones, count);
-    affine[columns + v] += block_dot(column, x, count);
-    affine[2 * columns + v] += block_dot(column, y, count);
-    if (gx != nullptr) {
-      row_add(gx, spline.affine()[columns + v], column, count);
-      row_add(gy, spline.affine()[2 * columns + v], column, count);
+    for (std::int64_t j = 0; j < kCount; ++j) {
+      const V x = load_vector(at.x + j * kLength), y = load_vector(at.y + j * kLength);
+      store_vector<R>(
+          out + v * kPointBlock + j * kLength,
+          affine[v] + affine[columns + v] * x + affine[2 * columns + v] * y);
     }
   }
   for (std::int64_t k = 0; k < spline.points; ++k) {
-    const R cx = spline.control_points[2 * k], cy = spline.control_points[2 * k + 1];
-    R value[kPointBlock], slope[kPointBlock], pull[kPointBlock];
-    basis_row(x, y, count, cx, cy, value, slope);
-    std::fill_n(pull, count, R(0));
-    for (std::int64_t v = 0; v < columns; ++v) {
-      const R* column = gradient + v * kPointBlock;
-      coefficients[k * columns + v] += block_dot(column, value, count);
-      row_add(pull, spline.weights(k)[v], column, count);
-    }
-    // d U / d point = 2 slope (point - centre), and the opposite for the centre.
-    double sum_x = 0.0, sum_y = 0.0;
-    for (std::int64_t n = 0; n < count; ++n) {
-      const R factor = R(2) * slope[n] * pull[n];
-      const R tx = factor * (x[n] - cx), ty = factor * (y[n] - cy);
-      sum_x -= tx;
-      sum_y -= ty;
-      if (gx != nullptr) {
-        gx[n] += tx;
-        gy[n] += ty;
+    const R* weights = spline.weights(k);
+    for (std::int64_t j = 0; j < kCount; ++j) {
+      const V value = basis(k, j);
+      for (std::int64_t v = 0; v < columns; ++v) {
+        R* sum = out + v * kPointBlock + j * kLength;
+        store_vector<R>(sum, load_vector(sum) + weights[v] * value);
       }
     }
-    control_points[2 * k] += sum_x;
-    control_points[2 * k + 1] += sum_y;
   }
 }
+
+// The gradients of a spline's coefficients and control points, summed over blocks of points.
+//
+// Sums are kept per lane, and go to the totals (double) every kFlush blocks: no sum in float is
+// longer than kFlush * kBlockVectors terms, and few additions cross the lanes.
+template <typename R>
+class SplineGradient {
+ public:
+  using V = Vector<R>;
+  static constexpr std::int64_t kFlush = 16;
+
+  // Totals of [(K + 3) V] coefficients, then of [K, 2] control points; they start at zero.
+  SplineGradient(std::int64_t points, std::int64_t columns, double* totals)
+      : points_(points),
+        columns_(columns),
+        numbers_((points + 3) * columns + 2 * points),
+        totals_(totals),
+        sums_(numbers_ * kVectorLength<R>) {
+    std::fill_n(totals_, numbers_, 0.0);
+    clear();
+  }
+
+  // Adds a block, for `gradient` [V][kPointBlock]; the points' own gradient is written to gx, gy
+  // when kPoints.
+  template <bool kPoints>
+  GSALIGN_INLINE void add(
+      const Spline<R>& spline, const PointBlock<R>& at, const R* gradient, R* gx, R* gy) {
+    constexpr std::int64_t kCount = kBlockVectors<R>, kLength = kVectorLength<R>;
+    const R* affine = spline.affine();
+    V px[kCount] = {}, py[kCount] = {};
+    for (std::int64_t v = 0; v < columns_; ++v) {
+      V constant{}, along_x{}, along_y{};
+      for (std::int64_t j = 0; j < kCount; ++j) {
+        const V g = load_vector(gradient + v * kPointBlock + j * kLength);
+        constant += g;
+        along_x += g * load_vector(at.x + j * kLength);
+        along_y += g * load_vector(at.y + j * kLength);
+        if constexpr (kPoints) {
+          px[j] += affine[columns_ + v] * g;
+          py[j] += affine[2 * columns_ + v] * g;
+        }
+      }
+      increase(points_ * columns_ + v, constant);
+      increase((points_ + 1) * columns_ + v, along_x);
+      increase((points_ + 2) * columns_ + v, along_y);
+    }
+    const std::int64_t control = (points_ + 3) * columns_;
+    for (std::int64_t k = 0; k < points_; ++k) {
+      const R cx = spline.control_points[2 * k], cy = spline.control_points[2 * k + 1];
+      const R* weights = spline.weights(k);
+      V value[kCount], slope[kCount], dx[kCount], dy[kCount], pull[kCount] = {};
+      for (std::int64_t j = 0; j < kCount; ++j) {
+        dx[j] = load_vector(at.x + j * kLength) - cx;
+        dy[j] = load_vector(at.y + j * kLength) - cy;
+        const V r2 = dx[j] * dx[j] + dy[j] * dy[j];
+        const V half_log = half_logarithm<R>(r2);
+        value[j] = r2 * half_log;
+        // d U / d point = 2 slope (point - centre), and the opposite for the centre.
+        slope[j] = R(2) * half_log + choose(r2 < V{} + R(1e-8), V{}, V{} + R(1));
+      }
+      for (std::int64_t v = 0; v < columns_; ++v) {
+        V sum{};
+        for (std::int64_t j = 0; j < kCount; ++j) {
+          const V g = load_vector(gradient + v * kPointBlock + j * kLength);
+          sum += g * value[j];
+          pull[j] += weights[v] * g;
+        }
+        increase(k * columns_ + v, sum);
+      }
+      V sum_x{}, sum_y{};
+      for (std::int64_t j = 0; j < kCount; ++j) {
+        const V factor = slope[j] * pull[j];
+        const V tx = factor * dx[j], ty = factor * dy[j];
+        sum_x -= tx;
+        sum_y -= ty;
+        if constexpr (kPoints) {
+          px[j] += tx;
+          py[j] += ty;
+        }
+      }
+      increase(control + 2 * k, sum_x);
+      increase(control + 2 * k + 1, sum_y);
+    }
+    if constexpr (kPoints) {
+      for (std::int64_t j = 0; j < kCount; ++j) {
+        store_vector<R>(gx + j * kLength, px[j]);
+        store_vector<R>(gy + j * kLength, py[j]);
+      }
+    }
+    if (++blocks_ == kFlush) {
+      flush();
+    }
+  }
+
+  // Brings the totals up to date.
+  GSALIGN_INLINE void flush() {
+    for (std::int64_t i = 0; i < numbers_; ++i) {
+      totals_[i] += sum_of<R>(load_vector(sums_.data() + i * kVectorLength<R>));
+    }
+    clear();
+  }
+
+ private:
+  void clear() {
+    std::fill_n(sums_.data(), numbers_ * kVectorLength<R>, R(0));
+    blocks_ = 0;
+  }
+  GSALIGN_INLINE void increase(std::int64_t number, const V& by) {
+    R* sum = sums_.data() + number * kVectorLength<R>;
+    store_vector<R>(sum, load_vector(sum) + by);
+  }
+
+  std::int64_t points_, columns_, numbers_, blocks_ = 0;
+  double* totals_;
+  Scratch<R> sums_;
+};
 
 // Adds up what the units of work left, [batch, chunks, (K + 3) V + 2K], in one fixed order, into
 // the gradients of the coefficients [batch, (K + 3) V] and of the control points [batch, 2K].

@@ -19,23 +19,26 @@ struct Points {
   std::int64_t count, height, width;
   bool align_corners;
 
-  void block(std::int64_t sample, std::int64_t begin, std::int64_t length, R* x, R* y) const {
-    for (std::int64_t n = 0; n < length; ++n) {
-      if (given != nullptr) {
-        const R* point = given + (sample * count + begin + n) * 2;
-        x[n] = point[0];
-        y[n] = point[1];
-      } else {
-        x[n] = pixel_position<R>((begin + n) % width, width, align_corners);
-        y[n] = pixel_position<R>((begin + n) / width, height, align_corners);
-      }
+  GSALIGN_INLINE void block(std::int64_t sample, std::int64_t begin, PointBlock<R>* out) const {
+    const std::int64_t length = std::min(kPointBlock, count - begin);
+    if (given == nullptr) {
+      out->set_pixels(begin, length, height, width, align_corners);
+      return;
     }
+    const R* point = given + (sample * count + begin) * 2;
+    for (std::int64_t n = 0; n < length; ++n) {
+      out->x[n] = point[2 * n];
+      out->y[n] = point[2 * n + 1];
+    }
+    out->count = length;
+    out->fill();
   }
 };
 
 struct Splines {
   Tensor coefficients, control_points;
   std::int64_t batch, points, columns;
+  bool shared;  // one set of control points for every sample
 
   Splines(const Tensor& coefficients_, const Tensor& control_points_)
       : coefficients(as_contiguous(coefficients_)), control_points(as_contiguous(control_points_)) {
@@ -45,6 +48,7 @@ struct Splines {
     check_shape("coefficients", coefficients, {batch, points + 3, -1});
     check_type("coefficients", coefficients, control_points.scalar_type());
     columns = coefficients.size(2);
+    shared = batch > 1 && control_points_.stride(0) == 0;
   }
 
   template <typename R>
@@ -55,23 +59,96 @@ struct Splines {
   }
 };
 
+// [V][kPointBlock] to `count` points of [V].
+template <typename R>
+GSALIGN_INLINE void write_points(
+    R* __restrict to, const R* values, std::int64_t count, std::int64_t columns) {
+  for (std::int64_t n = 0; n < count; ++n) {
+    for (std::int64_t v = 0; v < columns; ++v) {
+      to[n * columns + v] = values[v * kPointBlock + n];
+    }
+  }
+}
+
+// One block of one sample.
+template <typename R>
+GSALIGN_CLONES static void evaluate_one(
+    const Spline<R>& spline, const Points<R>& points, std::int64_t sample, std::int64_t begin,
+    R* values, R* out) {
+  PointBlock<R> at;
+  points.block(sample, begin, &at);
+  evaluate_block<R, false>(spline, at, nullptr, values);
+  write_points(
+      out + (sample * points.count + begin) * spline.columns, values, at.count, spline.columns);
+}
+
+// One block of pixels of every sample, whose control points are the same.
+template <typename R>
+GSALIGN_CLONES static void evaluate_all(
+    Spline<R> spline, const Points<R>& points, std::int64_t batch, std::int64_t begin, R* rows,
+    R* values, R* out) {
+  PointBlock<R> at;
+  points.block(0, begin, &at);
+  logarithm_rows(spline.control_points, spline.points, at, rows);
+  for (std::int64_t b = 0; b < batch; ++b) {
+    evaluate_block<R, true>(spline, at, rows, values);
+    write_points(
+        out + (b * points.count + begin) * spline.columns, values, at.count, spline.columns);
+    spline.coefficients += (spline.points + 3) * spline.columns;
+  }
+}
+
 template <typename R>
 void evaluate(const Splines& splines, const Points<R>& points, R* out) {
   const std::int64_t blocks = ceil_div(points.count, kPointBlock);
-  parallel_for(splines.batch * blocks, [&](std::int64_t unit) {
-    const std::int64_t b = unit / blocks, begin = unit % blocks * kPointBlock;
-    const std::int64_t length = std::min(kPointBlock, points.count - begin);
-    R x[kPointBlock], y[kPointBlock];
-    std::vector<R> values(splines.columns * kPointBlock);
-    points.block(b, begin, length, x, y);
-    evaluate_block(splines.sample<R>(b), x, y, length, values.data());
-    R* to = out + (b * points.count + begin) * splines.columns;
-    for (std::int64_t n = 0; n < length; ++n) {
-      for (std::int64_t v = 0; v < splines.columns; ++v) {
-        to[n * splines.columns + v] = values[v * kPointBlock + n];
+  const std::int64_t columns = splines.columns * kPointBlock;
+  if (splines.shared && points.given == nullptr) {
+    const std::int64_t rows = splines.points * kPointBlock;
+    parallel_for(
+        blocks, [&] { return Scratch<R>(rows + columns); },
+        [&](const Scratch<R>& memory, std::int64_t block) {
+          evaluate_all(
+              splines.sample<R>(0), points, splines.batch, block * kPointBlock, memory.data(),
+              memory.data() + rows, out);
+        });
+    return;
+  }
+  parallel_for(
+      splines.batch * blocks, [&] { return Scratch<R>(columns); },
+      [&](const Scratch<R>& memory, std::int64_t unit) {
+        const std::int64_t b = unit / blocks;
+        evaluate_one(
+            splines.sample<R>(b), points, b, unit % blocks * kPointBlock, memory.data(), out);
+      });
+}
+
+// One chunk of the points of one sample.
+template <typename R, bool kPoints>
+GSALIGN_CLONES static void backward_chunk(
+    const Spline<R>& spline, const Points<R>& points, std::int64_t sample, std::int64_t chunk,
+    const R* gradient, R* columns, double* totals, R* grad_points) {
+  SplineGradient<R> sums(spline.points, spline.columns, totals);
+  const std::int64_t end = std::min((chunk + 1) * kPointChunk, points.count);
+  for (std::int64_t begin = chunk * kPointChunk; begin < end; begin += kPointBlock) {
+    PointBlock<R> at;
+    points.block(sample, begin, &at);
+    const R* from = gradient + (sample * points.count + begin) * spline.columns;
+    for (std::int64_t v = 0; v < spline.columns; ++v) {
+      for (std::int64_t n = 0; n < kPointBlock; ++n) {
+        columns[v * kPointBlock + n] = n < at.count ? from[n * spline.columns + v] : R(0);
       }
     }
-  });
+    R gx[kPointBlock], gy[kPointBlock];
+    sums.template add<kPoints>(spline, at, columns, gx, gy);
+    if constexpr (kPoints) {
+      R* to = grad_points + (sample * points.count + begin) * 2;
+      for (std::int64_t n = 0; n < at.count; ++n) {
+        to[2 * n] = gx[n];
+        to[2 * n + 1] = gy[n];
+      }
+    }
+  }
+  sums.flush();
 }
 
 template <typename R>
@@ -82,33 +159,15 @@ void evaluate_backward(
   const std::int64_t numbers = of_coefficients + 2 * splines.points;
   const std::int64_t chunks = std::max<std::int64_t>(ceil_div(points.count, kPointChunk), 1);
   std::vector<double> partials(splines.batch * chunks * numbers, 0.0);
-  parallel_for(splines.batch * chunks, [&](std::int64_t unit) {
-    const std::int64_t b = unit / chunks;
-    const std::int64_t end = std::min((unit % chunks + 1) * kPointChunk, points.count);
-    double* partial = partials.data() + unit * numbers;
-    std::vector<R> columns(splines.columns * kPointBlock);
-    R x[kPointBlock], y[kPointBlock], gx[kPointBlock], gy[kPointBlock];
-    for (std::int64_t begin = unit % chunks * kPointChunk; begin < end; begin += kPointBlock) {
-      const std::int64_t length = std::min(kPointBlock, end - begin);
-      points.block(b, begin, length, x, y);
-      const R* from = gradient + (b * points.count + begin) * splines.columns;
-      for (std::int64_t n = 0; n < length; ++n) {
-        for (std::int64_t v = 0; v < splines.columns; ++v) {
-          columns[v * kPointBlock + n] = from[n * splines.columns + v];
-        }
-      }
-      evaluate_block_backward(
-          splines.sample<R>(b), x, y, length, columns.data(), partial, partial + of_coefficients,
-          grad_points == nullptr ? nullptr : gx, grad_points == nullptr ? nullptr : gy);
-      if (grad_points != nullptr) {
-        R* to = grad_points + (b * points.count + begin) * 2;
-        for (std::int64_t n = 0; n < length; ++n) {
-          to[2 * n] = gx[n];
-          to[2 * n + 1] = gy[n];
-        }
-      }
-    }
-  });
+  parallel_for(
+      splines.batch * chunks, [&] { return Scratch<R>(splines.columns * kPointBlock); },
+      [&](const Scratch<R>& columns, std::int64_t unit) {
+        const std::int64_t b = unit / chunks;
+        const auto run = grad_points == nullptr ? &backward_chunk<R, false>
+                                                : &backward_chunk<R, true>;
+        run(splines.sample<R>(b), points, b, unit % chunks, gradient, columns.data(),
+            partials.data() + unit * numbers, grad_points);
+      });
   sum_partials(
       partials, splines.batch, chunks, of_coefficients, 2 * splines.points, grad_coefficients,
       grad_control_points);

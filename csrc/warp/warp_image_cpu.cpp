@@ -1,5 +1,9 @@
 // Image warp on the CPU: the spline is evaluated and sampled block by block of output pixels;
 // neither the grid nor a pixels x control points matrix is ever stored.
+//
+// Most of the work is logarithms (K per pixel), then four loads per pixel and channel. Control
+// points shared by the batch have their logarithms taken once for all samples. Backward makes one
+// pass: a block's positions serve the gradient of the image and that of the spline.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -15,9 +19,10 @@ namespace {
 
 using tps::kPointBlock;
 
-// Fixed units of work, so that no sum depends on the number of threads.
-constexpr std::int64_t kPixelChunk = 16 * kPointBlock;  // output pixels
-constexpr std::int64_t kChannelGroup = 16;  // channels that share one evaluation of the grid
+// A batch smaller than this is cut into chunks of output rows, so that there is work for several
+// threads. Fixed, so that no sum depends on the number of threads.
+constexpr std::int64_t kWholeSamples = 4;
+constexpr std::int64_t kChunks = 4;
 
 struct Settings {
   std::int64_t batch, channels, height, width;  // of the input
@@ -26,8 +31,11 @@ struct Settings {
   Mode mode;
   Padding padding;
   bool align_corners;
+  bool shared;  // one set of control points for every sample
 
   std::int64_t pixels() const { return out_height * out_width; }
+  std::int64_t plane() const { return height * width; }
+  std::int64_t blocks() const { return ceil_div(pixels(), kPointBlock); }
 };
 
 // The image as it lies in memory: contiguous and channels-last are read alike.
@@ -37,58 +45,123 @@ struct Image {
   std::int64_t batch, channel, row, column;  // strides
 };
 
+// One axis of the taps of a block; what SampleAxis in sample.h has for one tap.
 template <typename R>
-struct Taps {
-  SampleAxis<R> x, y;
-
-  bool undefined() const { return x.undefined || y.undefined; }
-  bool inside(int corner) const {
-    return (corner & 1 ? x.next_inside : x.first_inside) &&
-           (corner & 2 ? y.next_inside : y.first_inside);
-  }
-  R weight(int corner) const {
-    return (corner & 1 ? x.fraction : R(1) - x.fraction) *
-           (corner & 2 ? y.fraction : R(1) - y.fraction);
-  }
-  std::int64_t row(int corner) const { return y.cell + (corner >> 1); }
-  std::int64_t column(int corner) const { return x.cell + (corner & 1); }
+struct alignas(64) AxisBlock {
+  R fraction[kPointBlock], slope[kPointBlock];
+  std::int32_t cell[kPointBlock];
+  std::uint8_t inside[kPointBlock];     // bit 0: the first pixel, bit 1: the next
+  std::uint8_t undefined[kPointBlock];  // the sampled value is NaN
 };
 
-// Where a block of output pixels reads.
+// The arithmetic of sample_axis without branches, for zeros and border padding.
+template <typename R, bool kBorder, bool kNearest>
+GSALIGN_INLINE void sample_block(
+    const R* __restrict coordinate, std::int64_t length, bool align_corners,
+    AxisBlock<R>* __restrict axis) {
+  const R size = static_cast<R>(length), last = size - R(1);
+  const R span = align_corners ? last : size;
+  const R shift = align_corners ? R(0) : R(-1);
+  const R half = span / R(2);
+  const std::int32_t limit = static_cast<std::int32_t>(length);
+#pragma omp simd
+  for (std::int64_t n = 0; n < kPointBlock; ++n) {
+    // The two ways of pixel_position_of, whose roundings differ.
+    const R centres = ((coordinate[n] + R(1)) / R(2)) * last;
+    const R edges = ((coordinate[n] + R(1)) * size + shift) / R(2);
+    R position = align_corners ? centres : edges;
+    R slope = half;
+    bool undefined = false;
+    if constexpr (kBorder) {
+      const bool above = position > R(0), below = position < last;  // neither, for a NaN
+      slope = above && below ? slope : R(0);
+      position = above ? (below ? position : last) : R(0);
+    } else {
+      const bool finite = position - position == R(0);
+      const bool near = position >= R(-2) && position <= size + R(1);
+      undefined = !finite && !kNearest;
+      slope = near ? slope : R(0);
+      position = near ? position : R(-2);
+    }
+    if constexpr (kNearest) {
+      position = std::is_same_v<R, double> ? static_cast<R>(__builtin_rint(position))
+                                           : static_cast<R>(__builtin_rintf(position));
+      slope = R(0);
+    }
+    const std::int32_t truncated = static_cast<std::int32_t>(position);
+    const std::int32_t cell = truncated - (position < static_cast<R>(truncated) ? 1 : 0);
+    axis->cell[n] = cell;
+    axis->fraction[n] = position - static_cast<R>(cell);
+    axis->slope[n] = slope;
+    const bool first = cell >= 0 && cell < limit;
+    const bool next = !kNearest && cell >= -1 && cell < limit - 1;
+    axis->inside[n] = static_cast<std::uint8_t>((first ? 1 : 0) | (next ? 2 : 0));
+    axis->undefined[n] = undefined ? 1 : 0;
+  }
+}
+
 template <typename R>
-class TapBlock {
- public:
-  TapBlock(
-      const Settings& settings, const tps::Spline<R>& spline, std::int64_t begin,
-      std::int64_t count)
-      : count_(count) {
-    for (std::int64_t n = 0; n < count; ++n) {
-      x_[n] = tps::pixel_position<R>(
-          (begin + n) % settings.out_width, settings.out_width, settings.align_corners);
-      y_[n] = tps::pixel_position<R>(
-          (begin + n) / settings.out_width, settings.out_height, settings.align_corners);
+GSALIGN_INLINE void sample_block(
+    const R* coordinate, std::int64_t length, const Settings& s, AxisBlock<R>* axis) {
+  const bool border = s.padding == Padding::border, nearest = s.mode == Mode::nearest;
+  if (s.padding == Padding::reflection) {
+    for (std::int64_t n = 0; n < kPointBlock; ++n) {
+      const SampleAxis<R> tap =
+          sample_axis(coordinate[n], length, s.mode, s.padding, s.align_corners);
+      axis->cell[n] = static_cast<std::int32_t>(tap.cell);
+      axis->fraction[n] = tap.fraction;
+      axis->slope[n] = tap.slope;
+      axis->inside[n] =
+          static_cast<std::uint8_t>((tap.first_inside ? 1 : 0) | (tap.next_inside ? 2 : 0));
+      axis->undefined[n] = tap.undefined ? 1 : 0;
     }
-    R grid[2 * kPointBlock];
-    tps::evaluate_block(spline, x_, y_, count, grid);
-    for (std::int64_t n = 0; n < count; ++n) {
-      taps_[n] = {
-          sample_axis(
-              grid[n], settings.width, settings.mode, settings.padding, settings.align_corners),
-          sample_axis(
-              grid[kPointBlock + n], settings.height, settings.mode, settings.padding,
-              settings.align_corners)};
+  } else if (border && nearest) {
+    sample_block<R, true, true>(coordinate, length, s.align_corners, axis);
+  } else if (border) {
+    sample_block<R, true, false>(coordinate, length, s.align_corners, axis);
+  } else if (nearest) {
+    sample_block<R, false, true>(coordinate, length, s.align_corners, axis);
+  } else {
+    sample_block<R, false, false>(coordinate, length, s.align_corners, axis);
+  }
+}
+
+// Where a block of output pixels reads: the upper left pixel, the weights of the four around it.
+template <typename R>
+struct alignas(64) TapBlock {
+  AxisBlock<R> x, y;
+  R weight[4][kPointBlock];          // first index y, second x
+  std::int64_t offset[kPointBlock];  // of the upper left pixel; not to be read where outside
+  std::int64_t count;
+  bool whole;  // all four pixels of every tap are inside
+
+  GSALIGN_INLINE void set(
+      const Settings& s, const R* grid, std::int64_t count_, std::int64_t row,
+      std::int64_t column) {
+    count = count_;
+    sample_block(grid, s.width, s, &x);
+    sample_block(grid + kPointBlock, s.height, s, &y);
+    for (std::int64_t n = 0; n < kPointBlock; ++n) {
+      const R fx = x.fraction[n], fy = y.fraction[n];
+      weight[0][n] = (R(1) - fx) * (R(1) - fy);
+      weight[1][n] = fx * (R(1) - fy);
+      weight[2][n] = (R(1) - fx) * fy;
+      weight[3][n] = fx * fy;
     }
+    for (std::int64_t n = 0; n < kPointBlock; ++n) {
+      offset[n] = y.cell[n] * row + x.cell[n] * column;
+    }
+    unsigned all = 3;
+    for (std::int64_t n = 0; n < count; ++n) {
+      all &= x.inside[n] & y.inside[n];
+    }
+    whole = all == 3;
   }
 
-  std::int64_t count() const { return count_; }
-  const Taps<R>& operator[](std::int64_t n) const { return taps_[n]; }
-  const R* x() const { return x_; }
-  const R* y() const { return y_; }
-
- private:
-  std::int64_t count_;
-  R x_[kPointBlock], y_[kPointBlock];
-  Taps<R> taps_[kPointBlock];
+  bool undefined(std::int64_t n) const { return (x.undefined[n] | y.undefined[n]) != 0; }
+  bool inside(std::int64_t n, int corner) const {
+    return (x.inside[n] >> (corner & 1)) & (y.inside[n] >> (corner >> 1)) & 1;
+  }
 };
 
 struct Arguments {
@@ -116,6 +189,10 @@ Arguments checked_arguments(
   check_shape("image", image, {-1, -1, -1, -1});
   STD_TORCH_CHECK(
       image.size(2) >= 1 && image.size(3) >= 1, "image: has no pixels, shape ", shape_text(image));
+  constexpr std::int64_t kLongest = 1 << 22;  // positions are told apart in float32
+  STD_TORCH_CHECK(
+      image.size(2) <= kLongest && image.size(3) <= kLongest, "image: wanted at most ", kLongest,
+      " pixels along an axis, got ", shape_text(image));
   STD_TORCH_CHECK(
       height >= 1 && width >= 1, "size: wanted positive lengths, got ", height, " x ", width);
   STD_TORCH_CHECK(mode == 0 || mode == 1, "mode: wanted 0 or 1, got ", mode);
@@ -136,8 +213,84 @@ Arguments checked_arguments(
       control_points.size(1),
       static_cast<Mode>(mode),
       static_cast<Padding>(padding_mode),
-      align_corners};
+      align_corners,
+      batch > 1 && control_points.stride(0) == 0};
   return {settings, image, as_contiguous(coefficients), as_contiguous(control_points)};
+}
+
+// ---- forward ----
+
+// One channel of a block. Pixels outside are not read: an infinity there must not become a NaN.
+template <typename T, typename R = Compute<T>>
+GSALIGN_INLINE void sample_channel(
+    const TapBlock<R>& taps, const T* plane, std::int64_t row, std::int64_t column, bool nearest,
+    T* __restrict to) {
+  if (taps.whole) {
+    for (std::int64_t n = 0; n < taps.count; ++n) {
+      const T* at = plane + taps.offset[n];
+      to[n] = store<T>(
+          (taps.weight[0][n] * load(at[0]) + taps.weight[1][n] * load(at[column])) +
+          (taps.weight[2][n] * load(at[row]) + taps.weight[3][n] * load(at[row + column])));
+    }
+    return;
+  }
+  const std::int64_t steps[4] = {0, column, row, row + column};
+  for (std::int64_t n = 0; n < taps.count; ++n) {
+    R sum = taps.undefined(n) ? std::numeric_limits<R>::quiet_NaN() : R(0);
+    for (int corner = 0; corner < (nearest ? 1 : 4); ++corner) {
+      if (taps.inside(n, corner)) {
+        sum += taps.weight[corner][n] * load(plane[taps.offset[n] + steps[corner]]);
+      }
+    }
+    to[n] = store<T>(sum);
+  }
+}
+
+template <typename T, typename R = Compute<T>>
+GSALIGN_INLINE void sample_pixels(
+    const Settings& s, const Image<T>& image, const TapBlock<R>& taps, std::int64_t sample,
+    std::int64_t begin, T* out) {
+  for (std::int64_t c = 0; c < s.channels; ++c) {
+    sample_channel(
+        taps, image.data + sample * image.batch + c * image.channel, image.row, image.column,
+        s.mode == Mode::nearest, out + (sample * s.channels + c) * s.pixels() + begin);
+  }
+}
+
+// One block of one sample.
+template <typename T, typename R = Compute<T>>
+GSALIGN_CLONES static void forward_one(
+    const Settings& s, const Image<T>& image, const tps::Spline<R>& spline, std::int64_t sample,
+    std::int64_t begin, T* out) {
+  tps::PointBlock<R> at;
+  at.set_pixels(
+      begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width,
+      s.align_corners);
+  alignas(64) R grid[2 * kPointBlock];
+  tps::evaluate_block<R, false>(spline, at, nullptr, grid);
+  TapBlock<R> taps;
+  taps.set(s, grid, at.count, image.row, image.column);
+  sample_pixels(s, image, taps, sample, begin, out);
+}
+
+// One block of every sample, whose control points are the same; `rows` has K blocks.
+template <typename T, typename R = Compute<T>>
+GSALIGN_CLONES static void forward_all(
+    const Settings& s, const Image<T>& image, tps::Spline<R> spline, std::int64_t begin, R* rows,
+    T* out) {
+  tps::PointBlock<R> at;
+  at.set_pixels(
+      begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width,
+      s.align_corners);
+  tps::logarithm_rows(spline.control_points, spline.points, at, rows);
+  for (std::int64_t b = 0; b < s.batch; ++b) {
+    alignas(64) R grid[2 * kPointBlock];
+    tps::evaluate_block<R, true>(spline, at, rows, grid);
+    TapBlock<R> taps;
+    taps.set(s, grid, at.count, image.row, image.column);
+    sample_pixels(s, image, taps, b, begin, out);
+    spline.coefficients += (s.points + 3) * 2;
+  }
 }
 
 template <typename T>
@@ -145,114 +298,152 @@ void forward(const Arguments& arguments, T* out) {
   using R = Compute<T>;
   const Settings& s = arguments.settings;
   const Image<T> image = arguments.pixels<T>();
-  const std::int64_t blocks = ceil_div(s.pixels(), kPointBlock);
-  parallel_for(s.batch * blocks, [&](std::int64_t unit) {
-    const std::int64_t b = unit / blocks, begin = unit % blocks * kPointBlock;
-    const TapBlock<R> taps(
-        s, arguments.spline<R>(b), begin, std::min(kPointBlock, s.pixels() - begin));
+  if (s.shared) {
+    parallel_for(
+        s.blocks(), [&] { return Scratch<R>(s.points * kPointBlock); },
+        [&](const Scratch<R>& rows, std::int64_t block) {
+          forward_all(
+              s, image, arguments.spline<R>(0), block * kPointBlock, rows.data(), out);
+        });
+    return;
+  }
+  parallel_for(s.batch * s.blocks(), [&](std::int64_t unit) {
+    const std::int64_t b = unit / s.blocks();
+    forward_one(s, image, arguments.spline<R>(b), b, unit % s.blocks() * kPointBlock, out);
+  });
+}
+
+// ---- backward ----
+
+// One channel of a block: adds to the image's gradient `sums` [plane], and to the gradient by
+// position, without its slope, `gx`, `gy`.
+template <typename T, typename R = Compute<T>>
+GSALIGN_INLINE void backward_channel(
+    const Settings& s, const TapBlock<R>& taps, const T* plane, std::int64_t row,
+    std::int64_t column, const T* gradient, R* sums, R* __restrict gx, R* __restrict gy) {
+  const std::int64_t width = s.width;
+  if (taps.whole) {
+    for (std::int64_t n = 0; n < taps.count; ++n) {
+      const T* at = plane + taps.offset[n];
+      const R g = load(gradient[n]);
+      R* to = sums + (taps.y.cell[n] * width + taps.x.cell[n]);
+      to[0] += taps.weight[0][n] * g;
+      to[1] += taps.weight[1][n] * g;
+      to[width] += taps.weight[2][n] * g;
+      to[width + 1] += taps.weight[3][n] * g;
+      const R v0 = load(at[0]), v1 = load(at[column]);
+      const R v2 = load(at[row]), v3 = load(at[row + column]);
+      const R fx = taps.x.fraction[n], fy = taps.y.fraction[n];
+      gx[n] += g * ((R(1) - fy) * (v1 - v0) + fy * (v3 - v2));
+      gy[n] += g * ((R(1) - fx) * (v2 - v0) + fx * (v3 - v1));
+    }
+    return;
+  }
+  const bool nearest = s.mode == Mode::nearest;
+  const std::int64_t steps[4] = {0, column, row, row + column};
+  for (std::int64_t n = 0; n < taps.count; ++n) {
+    const R g = load(gradient[n]);
+    R value[4] = {};
+    for (int corner = 0; corner < (nearest ? 1 : 4); ++corner) {
+      if (taps.inside(n, corner)) {
+        value[corner] = load(plane[taps.offset[n] + steps[corner]]);
+        sums[(taps.y.cell[n] + (corner >> 1)) * width + taps.x.cell[n] + (corner & 1)] +=
+            taps.weight[corner][n] * g;
+      }
+    }
+    if (!nearest && !taps.undefined(n)) {
+      const R fx = taps.x.fraction[n], fy = taps.y.fraction[n];
+      gx[n] += g * ((R(1) - fy) * (value[1] - value[0]) + fy * (value[3] - value[2]));
+      gy[n] += g * ((R(1) - fx) * (value[2] - value[0]) + fx * (value[3] - value[1]));
+    }
+  }
+}
+
+// Blocks `first` to `last` of one sample: adds to `sums` [C, plane], sets the spline's `totals`.
+template <typename T, typename R = Compute<T>>
+GSALIGN_CLONES static void backward_blocks(
+    const Settings& s, const Image<T>& image, const tps::Spline<R>& spline, std::int64_t sample,
+    std::int64_t first, std::int64_t last, const T* gradient, R* sums, double* totals) {
+  tps::SplineGradient<R> of_spline(s.points, 2, totals);
+  for (std::int64_t block = first; block < last; ++block) {
+    const std::int64_t begin = block * kPointBlock;
+    tps::PointBlock<R> at;
+    at.set_pixels(
+        begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width,
+        s.align_corners);
+    alignas(64) R grid[2 * kPointBlock];
+    tps::evaluate_block<R, false>(spline, at, nullptr, grid);
+    TapBlock<R> taps;
+    taps.set(s, grid, at.count, image.row, image.column);
+    alignas(64) R by_position[2 * kPointBlock] = {};
     for (std::int64_t c = 0; c < s.channels; ++c) {
-      const T* plane = image.data + b * image.batch + c * image.channel;
-      T* to = out + (b * s.channels + c) * s.pixels() + begin;
-      for (std::int64_t n = 0; n < taps.count(); ++n) {
-        const Taps<R>& tap = taps[n];
-        R sum = tap.undefined() ? std::numeric_limits<R>::quiet_NaN() : R(0);
-        for (int corner = 0; corner < 4; ++corner) {
-          if (tap.inside(corner)) {
-            sum += tap.weight(corner) *
-                   load(plane[tap.row(corner) * image.row + tap.column(corner) * image.column]);
-          }
-        }
-        to[n] = store<T>(sum);
-      }
+      backward_channel(
+          s, taps, image.data + sample * image.batch + c * image.channel, image.row, image.column,
+          gradient + (sample * s.channels + c) * s.pixels() + begin, sums + c * s.plane(),
+          by_position, by_position + kPointBlock);
     }
-  });
+    if (s.mode == Mode::nearest) {
+      continue;  // a step function of the position: no gradient
+    }
+    for (std::int64_t n = 0; n < kPointBlock; ++n) {
+      // Where clamped, not even a NaN passes.
+      const R x = by_position[n] * taps.x.slope[n];
+      const R y = by_position[kPointBlock + n] * taps.y.slope[n];
+      by_position[n] = taps.x.slope[n] != R(0) ? x : R(0);
+      by_position[kPointBlock + n] = taps.y.slope[n] != R(0) ? y : R(0);
+    }
+    of_spline.template add<false>(spline, at, by_position, nullptr, nullptr);
+  }
+  of_spline.flush();
 }
 
 template <typename T>
-void backward_image(const Arguments& arguments, const T* gradient, T* grad_image) {
-  using R = Compute<T>;
-  const Settings& s = arguments.settings;
-  const std::int64_t groups = ceil_div(s.channels, kChannelGroup);
-  const std::int64_t plane = s.height * s.width;
-  parallel_for(s.batch * groups, [&](std::int64_t unit) {
-    const std::int64_t b = unit / groups, first = unit % groups * kChannelGroup;
-    const std::int64_t channels = std::min(kChannelGroup, s.channels - first);
-    std::vector<R> sums(channels * plane, R(0));
-    for (std::int64_t begin = 0; begin < s.pixels(); begin += kPointBlock) {
-      const TapBlock<R> taps(
-          s, arguments.spline<R>(b), begin, std::min(kPointBlock, s.pixels() - begin));
-      for (std::int64_t c = 0; c < channels; ++c) {
-        const T* from = gradient + (b * s.channels + first + c) * s.pixels() + begin;
-        R* to = sums.data() + c * plane;
-        for (std::int64_t n = 0; n < taps.count(); ++n) {
-          const Taps<R>& tap = taps[n];
-          for (int corner = 0; corner < 4; ++corner) {
-            if (tap.inside(corner)) {
-              to[tap.row(corner) * s.width + tap.column(corner)] +=
-                  tap.weight(corner) * load(from[n]);
-            }
-          }
-        }
-      }
-    }
-    T* out = grad_image + (b * s.channels + first) * plane;
-    for (std::int64_t i = 0; i < channels * plane; ++i) {
-      out[i] = store<T>(sums[i]);
-    }
-  });
-}
-
-template <typename T>
-void backward_spline(
-    const Arguments& arguments, const T* gradient, Compute<T>* grad_coefficients,
+void backward(
+    const Arguments& arguments, const T* gradient, T* grad_image, Compute<T>* grad_coefficients,
     Compute<T>* grad_control_points) {
   using R = Compute<T>;
   const Settings& s = arguments.settings;
   const Image<T> image = arguments.pixels<T>();
-  const std::int64_t of_coefficients = (s.points + 3) * 2;
-  const std::int64_t numbers = of_coefficients + 2 * s.points;
-  const std::int64_t chunks = ceil_div(s.pixels(), kPixelChunk);
-  std::vector<double> partials(s.batch * chunks * numbers, 0.0);
-  parallel_for(s.batch * chunks, [&](std::int64_t unit) {
-    const std::int64_t b = unit / chunks;
-    const std::int64_t end = std::min((unit % chunks + 1) * kPixelChunk, s.pixels());
-    double* partial = partials.data() + unit * numbers;
-    const tps::Spline<R> spline = arguments.spline<R>(b);
-    for (std::int64_t begin = unit % chunks * kPixelChunk; begin < end; begin += kPointBlock) {
-      const TapBlock<R> taps(s, spline, begin, std::min(kPointBlock, end - begin));
-      R grid[2 * kPointBlock] = {};
-      for (std::int64_t c = 0; c < s.channels; ++c) {
-        const T* plane = image.data + b * image.batch + c * image.channel;
-        const T* from = gradient + (b * s.channels + c) * s.pixels() + begin;
-        for (std::int64_t n = 0; n < taps.count(); ++n) {
-          const Taps<R>& tap = taps[n];
-          R value[4] = {};
-          for (int corner = 0; corner < 4; ++corner) {
-            if (tap.inside(corner)) {
-              value[corner] =
-                  load(plane[tap.row(corner) * image.row + tap.column(corner) * image.column]);
-            }
-          }
-          const R g = load(from[n]);
-          const R fx = tap.x.fraction, fy = tap.y.fraction;
-          if (tap.x.slope != R(0) && !tap.undefined()) {
-            grid[n] += g * tap.x.slope *
-                       ((R(1) - fy) * (value[1] - value[0]) + fy * (value[3] - value[2]));
-          }
-          if (tap.y.slope != R(0) && !tap.undefined()) {
-            grid[kPointBlock + n] +=
-                g * tap.y.slope *
-                ((R(1) - fx) * (value[2] - value[0]) + fx * (value[3] - value[1]));
+  const std::int64_t chunks = s.batch < kWholeSamples ? std::min(kChunks, s.blocks()) : 1;
+  const std::int64_t numbers = (s.points + 3) * 2 + 2 * s.points;
+  const std::int64_t values = s.channels * s.plane();
+  // The sums of whole samples in the type of the image are the result itself.
+  const bool in_place = chunks == 1 && std::is_same_v<T, R>;
+  const bool kept = chunks > 1;
+  std::vector<double> partials(s.batch * chunks * numbers);
+  const Scratch<R> chunk_sums(kept ? s.batch * chunks * values : 0);
+  parallel_for(
+      s.batch * chunks, [&] { return Scratch<R>(in_place || kept ? 0 : values); },
+      [&](const Scratch<R>& own, std::int64_t unit) {
+        const std::int64_t b = unit / chunks, chunk = unit % chunks;
+        R* sums = kept ? chunk_sums.data() + unit * values : own.data();
+        if constexpr (std::is_same_v<T, R>) {
+          sums = in_place ? grad_image + b * values : sums;
+        }
+        std::fill_n(sums, values, R(0));
+        backward_blocks(
+            s, image, arguments.spline<R>(b), b, chunk * s.blocks() / chunks,
+            (chunk + 1) * s.blocks() / chunks, gradient, sums, partials.data() + unit * numbers);
+        if (!in_place && !kept) {
+          for (std::int64_t i = 0; i < values; ++i) {
+            grad_image[b * values + i] = store<T>(sums[i]);
           }
         }
+      });
+  if (kept) {
+    parallel_for(s.batch * s.channels, [&](std::int64_t unit) {
+      const std::int64_t b = unit / s.channels, from = unit % s.channels * s.plane();
+      for (std::int64_t i = from; i < from + s.plane(); ++i) {
+        R sum = 0;
+        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+          sum += chunk_sums[(b * chunks + chunk) * values + i];
+        }
+        grad_image[b * values + i] = store<T>(sum);
       }
-      tps::evaluate_block_backward<R>(
-          spline, taps.x(), taps.y(), taps.count(), grid, partial, partial + of_coefficients,
-          nullptr, nullptr);
-    }
-  });
+    });
+  }
   tps::sum_partials(
-      partials, s.batch, chunks, of_coefficients, 2 * s.points, grad_coefficients,
+      partials, s.batch, chunks, (s.points + 3) * 2, 2 * s.points, grad_coefficients,
       grad_control_points);
 }
 
@@ -291,10 +482,9 @@ std::tuple<Tensor, Tensor, Tensor> warp_image_backward(
   dispatch_features("image", image.scalar_type(), [&](auto kind) {
     using T = decltype(kind);
     using R = Compute<T>;
-    backward_image<T>(arguments, data<T>(gradient), mutable_data<T>(grad_image));
-    backward_spline<T>(
-        arguments, data<T>(gradient), mutable_data<R>(grad_coefficients),
-        mutable_data<R>(grad_control));
+    backward<T>(
+        arguments, data<T>(gradient), mutable_data<T>(grad_image),
+        mutable_data<R>(grad_coefficients), mutable_data<R>(grad_control));
   });
   return {grad_image, grad_coefficients, grad_control};
 }
