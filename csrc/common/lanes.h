@@ -88,7 +88,8 @@ GSALIGN_INLINE Lanes choose(const LaneMask& mask, const Lanes& yes, const Lanes&
   return mask ? yes : no;
 }
 
-GSALIGN_INLINE FloatLanes choose(const FloatMask& mask, const FloatLanes& yes, const FloatLanes& no) {
+GSALIGN_INLINE FloatLanes
+choose(const FloatMask& mask, const FloatLanes& yes, const FloatLanes& no) {
   return mask ? yes : no;
 }
 

@@ -24,6 +24,8 @@ using tps::kPointBlock;
 constexpr std::int64_t kWholeSamples = 4;
 constexpr std::int64_t kChunks = 4;
 
+constexpr std::int64_t kStretches = 4;  // of a block, whose sums are in flight at once
+
 struct Settings {
   std::int64_t batch, channels, height, width;  // of the input
   std::int64_t out_height, out_width;
@@ -130,10 +132,10 @@ GSALIGN_INLINE void sample_block(
 template <typename R>
 struct alignas(64) TapBlock {
   AxisBlock<R> x, y;
-  R weight[4][kPointBlock];          // first index y, second x
-  std::int64_t offset[kPointBlock];  // of the upper left pixel; not to be read where outside
+  R weight[4][kPointBlock];               // first index y, second x
+  std::int64_t offset[kPointBlock];       // of the upper left pixel; not to be read where outside
+  std::uint8_t inside_both[kPointBlock];  // 3: all four pixels are inside
   std::int64_t count;
-  bool whole;  // all four pixels of every tap are inside
 
   GSALIGN_INLINE void set(
       const Settings& s, const R* grid, std::int64_t count_, std::int64_t row,
@@ -151,12 +153,12 @@ struct alignas(64) TapBlock {
     for (std::int64_t n = 0; n < kPointBlock; ++n) {
       offset[n] = y.cell[n] * row + x.cell[n] * column;
     }
-    unsigned all = 3;
-    for (std::int64_t n = 0; n < count; ++n) {
-      all &= x.inside[n] & y.inside[n];
+    for (std::int64_t n = 0; n < kPointBlock; ++n) {
+      inside_both[n] = x.inside[n] & y.inside[n];
     }
-    whole = all == 3;
   }
+
+  bool whole(std::int64_t n) const { return inside_both[n] == 3; }
 
   bool undefined(std::int64_t n) const { return (x.undefined[n] | y.undefined[n]) != 0; }
   bool inside(std::int64_t n, int corner) const {
@@ -225,21 +227,19 @@ template <typename T, typename R = Compute<T>>
 GSALIGN_INLINE void sample_channel(
     const TapBlock<R>& taps, const T* plane, std::int64_t row, std::int64_t column, bool nearest,
     T* __restrict to) {
-  if (taps.whole) {
-    for (std::int64_t n = 0; n < taps.count; ++n) {
-      const T* at = plane + taps.offset[n];
+  const std::int64_t steps[4] = {0, column, row, row + column};
+  for (std::int64_t n = 0; n < taps.count; ++n) {
+    const T* at = plane + taps.offset[n];
+    if (taps.whole(n)) [[likely]] {
       to[n] = store<T>(
           (taps.weight[0][n] * load(at[0]) + taps.weight[1][n] * load(at[column])) +
           (taps.weight[2][n] * load(at[row]) + taps.weight[3][n] * load(at[row + column])));
+      continue;
     }
-    return;
-  }
-  const std::int64_t steps[4] = {0, column, row, row + column};
-  for (std::int64_t n = 0; n < taps.count; ++n) {
     R sum = taps.undefined(n) ? std::numeric_limits<R>::quiet_NaN() : R(0);
     for (int corner = 0; corner < (nearest ? 1 : 4); ++corner) {
       if (taps.inside(n, corner)) {
-        sum += taps.weight[corner][n] * load(plane[taps.offset[n] + steps[corner]]);
+        sum += taps.weight[corner][n] * load(at[steps[corner]]);
       }
     }
     to[n] = store<T>(sum);
@@ -264,8 +264,7 @@ GSALIGN_CLONES static void forward_one(
     std::int64_t begin, T* out) {
   tps::PointBlock<R> at;
   at.set_pixels(
-      begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width,
-      s.align_corners);
+      begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width, s.align_corners);
   alignas(64) R grid[2 * kPointBlock];
   tps::evaluate_block<R, false>(spline, at, nullptr, grid);
   TapBlock<R> taps;
@@ -280,8 +279,7 @@ GSALIGN_CLONES static void forward_all(
     T* out) {
   tps::PointBlock<R> at;
   at.set_pixels(
-      begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width,
-      s.align_corners);
+      begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width, s.align_corners);
   tps::logarithm_rows(spline.control_points, spline.points, at, rows);
   for (std::int64_t b = 0; b < s.batch; ++b) {
     alignas(64) R grid[2 * kPointBlock];
@@ -302,8 +300,7 @@ void forward(const Arguments& arguments, T* out) {
     parallel_for(
         s.blocks(), [&] { return Scratch<R>(s.points * kPointBlock); },
         [&](const Scratch<R>& rows, std::int64_t block) {
-          forward_all(
-              s, image, arguments.spline<R>(0), block * kPointBlock, rows.data(), out);
+          forward_all(s, image, arguments.spline<R>(0), block * kPointBlock, rows.data(), out);
         });
     return;
   }
@@ -317,42 +314,44 @@ void forward(const Arguments& arguments, T* out) {
 
 // One channel of a block: adds to the image's gradient `sums` [plane], and to the gradient by
 // position, without its slope, `gx`, `gy`.
+//
+// Neighbouring pixels add to the same places, each sum waiting for the one before: four stretches
+// of the block are taken in turn, so that their sums wait side by side.
 template <typename T, typename R = Compute<T>>
 GSALIGN_INLINE void backward_channel(
     const Settings& s, const TapBlock<R>& taps, const T* plane, std::int64_t row,
     std::int64_t column, const T* gradient, R* sums, R* __restrict gx, R* __restrict gy) {
   const std::int64_t width = s.width;
-  if (taps.whole) {
-    for (std::int64_t n = 0; n < taps.count; ++n) {
-      const T* at = plane + taps.offset[n];
-      const R g = load(gradient[n]);
-      R* to = sums + (taps.y.cell[n] * width + taps.x.cell[n]);
+  const bool nearest = s.mode == Mode::nearest;
+  const std::int64_t steps[4] = {0, column, row, row + column};
+  for (std::int64_t i = 0; i < kPointBlock; ++i) {
+    const std::int64_t n = i % kStretches * (kPointBlock / kStretches) + i / kStretches;
+    if (n >= taps.count) {
+      continue;
+    }
+    const R g = load(gradient[n]);
+    const T* at = plane + taps.offset[n];
+    R* to = sums + (taps.y.cell[n] * width + taps.x.cell[n]);
+    const R fx = taps.x.fraction[n], fy = taps.y.fraction[n];
+    if (taps.whole(n)) [[likely]] {
       to[0] += taps.weight[0][n] * g;
       to[1] += taps.weight[1][n] * g;
       to[width] += taps.weight[2][n] * g;
       to[width + 1] += taps.weight[3][n] * g;
       const R v0 = load(at[0]), v1 = load(at[column]);
       const R v2 = load(at[row]), v3 = load(at[row + column]);
-      const R fx = taps.x.fraction[n], fy = taps.y.fraction[n];
       gx[n] += g * ((R(1) - fy) * (v1 - v0) + fy * (v3 - v2));
       gy[n] += g * ((R(1) - fx) * (v2 - v0) + fx * (v3 - v1));
+      continue;
     }
-    return;
-  }
-  const bool nearest = s.mode == Mode::nearest;
-  const std::int64_t steps[4] = {0, column, row, row + column};
-  for (std::int64_t n = 0; n < taps.count; ++n) {
-    const R g = load(gradient[n]);
     R value[4] = {};
     for (int corner = 0; corner < (nearest ? 1 : 4); ++corner) {
       if (taps.inside(n, corner)) {
-        value[corner] = load(plane[taps.offset[n] + steps[corner]]);
-        sums[(taps.y.cell[n] + (corner >> 1)) * width + taps.x.cell[n] + (corner & 1)] +=
-            taps.weight[corner][n] * g;
+        value[corner] = load(at[steps[corner]]);
+        to[(corner >> 1) * width + (corner & 1)] += taps.weight[corner][n] * g;
       }
     }
     if (!nearest && !taps.undefined(n)) {
-      const R fx = taps.x.fraction[n], fy = taps.y.fraction[n];
       gx[n] += g * ((R(1) - fy) * (value[1] - value[0]) + fy * (value[3] - value[2]));
       gy[n] += g * ((R(1) - fx) * (value[2] - value[0]) + fx * (value[3] - value[1]));
     }
