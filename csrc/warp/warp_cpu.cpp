@@ -1,5 +1,9 @@
 // Token warp on the CPU: one pass over the tokens forward, one over tokens and gradient backward.
 //
+// Both are bound by memory. Results that no cache would hold are written past the caches (otherwise
+// every line is read before it is overwritten), and while a sample is worked on, the next one is
+// fetched: its rows are asked for in order, where the taps of the warp jump about.
+//
 // Backward gathers instead of scattering: queries are bucketed by the cell they read in, and every
 // token sums what the queries of its four surrounding cells owe it, in the order of the queries.
 // Nothing is added atomically, so the result does not depend on threads.
@@ -8,90 +12,42 @@
 #include <vector>
 
 #include "../common/cpu.h"
+#include "../common/memory.h"
 #include "../common/tensor.h"
+#include "token_rows.h"
 #include "warp.h"
 
 namespace gsalign::warp {
 namespace {
 
-constexpr std::int64_t kQueryBlock = 32;   // output tokens per unit of forward work
-constexpr std::int64_t kRegisterRow = 64;  // channels whose sums stay in registers
+constexpr std::int64_t kQueryBlock = 32;  // output tokens per unit of forward work
 
-// out[c] = x[c] + sum_i weight[i] * tap[i][c]
-template <typename T>
-GSALIGN_CLONES static void blend_row(
-    T* __restrict out, const T* x, const T* const taps[4], const Compute<T> weights[4],
-    std::int64_t count) {
-  const T *t0 = taps[0], *t1 = taps[1], *t2 = taps[2], *t3 = taps[3];
-  const Compute<T> w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3];
-#pragma omp simd
-  for (std::int64_t c = 0; c < count; ++c) {
-    const Compute<T> sampled =
-        (w0 * load(t0[c]) + w1 * load(t1[c])) + (w2 * load(t2[c]) + w3 * load(t3[c]));
-    out[c] = store<T>(load(x[c]) + sampled);
-  }
-}
+// Channels are worked on backward in chunks of this many bytes, so that the rows around a token
+// stay in the first-level cache.
+constexpr std::int64_t kChunkBytes = 1024;
 
-// out[c] = base[c] + sum_i weights[i] * (source + rows[i] * stride)[c]
-template <typename T>
-GSALIGN_CLONES static void gather_row(
-    T* __restrict out, const T* base, const T* source, std::int64_t stride,
-    const std::int32_t* rows, const Compute<T>* weights, std::int64_t entries, std::int64_t count) {
-  for (std::int64_t begin = 0; begin < count; begin += kRegisterRow) {
-    Compute<T> sum[kRegisterRow];
-    const std::int64_t length = std::min(kRegisterRow, count - begin);
-    if (length == kRegisterRow) {
-#pragma omp simd
-      for (std::int64_t c = 0; c < kRegisterRow; ++c) {
-        sum[c] = load(base[begin + c]);
-      }
-      for (std::int64_t i = 0; i < entries; ++i) {
-        const T* row = source + rows[i] * stride + begin;
-        const Compute<T> weight = weights[i];
-#pragma omp simd
-        for (std::int64_t c = 0; c < kRegisterRow; ++c) {
-          sum[c] += weight * load(row[c]);
-        }
-      }
-#pragma omp simd
-      for (std::int64_t c = 0; c < kRegisterRow; ++c) {
-        out[begin + c] = store<T>(sum[c]);
-      }
-    } else {
-      for (std::int64_t c = 0; c < length; ++c) {
-        sum[c] = load(base[begin + c]);
-      }
-      for (std::int64_t i = 0; i < entries; ++i) {
-        const T* row = source + rows[i] * stride + begin;
-        for (std::int64_t c = 0; c < length; ++c) {
-          sum[c] += weights[i] * load(row[c]);
-        }
-      }
-      for (std::int64_t c = 0; c < length; ++c) {
-        out[begin + c] = store<T>(sum[c]);
-      }
+// From this many samples on, a unit of backward work is a sample; below, one chunk of one.
+constexpr std::int64_t kWholeSamples = 8;
+
+constexpr std::int64_t kLine = 64;  // bytes of a cache line
+
+// Asks for a row that is needed later; where there is none, `row` is null.
+inline void fetch_row(const void* row, std::int64_t bytes) {
+  if (row != nullptr) {
+    const char* from = static_cast<const char*>(row);
+    for (std::int64_t offset = 0; offset < bytes; offset += kLine) {
+      __builtin_prefetch(from + offset, 0, 2);
     }
   }
 }
 
-// dots[i] = sum_c gradient[c] * tap[i][c], for four taps in one pass.
+// Whether a tensor of rows is written past the caches.
 template <typename T>
-GSALIGN_CLONES static void four_dots(
-    const T* gradient, const T* const taps[4], std::int64_t count, Compute<T> dots[4]) {
-  const T *t0 = taps[0], *t1 = taps[1], *t2 = taps[2], *t3 = taps[3];
-  Compute<T> d0 = 0, d1 = 0, d2 = 0, d3 = 0;
-#pragma omp simd reduction(+ : d0, d1, d2, d3)
-  for (std::int64_t c = 0; c < count; ++c) {
-    const Compute<T> g = load(gradient[c]);
-    d0 += g * load(t0[c]);
-    d1 += g * load(t1[c]);
-    d2 += g * load(t2[c]);
-    d3 += g * load(t3[c]);
-  }
-  dots[0] = d0;
-  dots[1] = d1;
-  dots[2] = d2;
-  dots[3] = d3;
+bool streams(const T* out, std::int64_t values, std::int64_t channels) {
+  const std::int64_t alignment = rows_for<T>().alignment;
+  return values * static_cast<std::int64_t>(sizeof(T)) > kStreamedBytes &&
+         reinterpret_cast<std::uintptr_t>(out) % alignment == 0 &&
+         channels * sizeof(T) % alignment == 0;
 }
 
 // The arguments both passes share, as plain numbers.
@@ -180,6 +136,9 @@ void forward(
   using R = Compute<T>;
   const std::vector<T> nothing(shape.channels, store<T>(R(0)));
   const std::int64_t blocks = ceil_div(shape.queries, kQueryBlock);
+  const std::int64_t row_bytes = shape.channels * static_cast<std::int64_t>(sizeof(T));
+  const bool streamed = streams(out, shape.batch * shape.sample(), shape.channels);
+  const auto blend = streamed ? rows_for<T>().blend_streamed : rows_for<T>().blend;
   parallel_for(shape.batch * blocks, [&](std::int64_t unit) {
     const std::int64_t sample = unit / blocks;
     const std::int64_t begin = unit % blocks * kQueryBlock;
@@ -191,6 +150,7 @@ void forward(
     }
     const T* map = in + shape.prefix * shape.channels;
     T* warped = to + shape.prefix * shape.channels;
+    const T* next = streamed && sample + 1 < shape.batch ? map + shape.sample() : nullptr;
     const R cosine = std::cos(angle[sample]), sine = std::sin(angle[sample]);
     for (std::int64_t q = begin; q < end; ++q) {
       const Tap<R> tap(base[q], cosine, sine, shape);
@@ -201,103 +161,139 @@ void forward(
       for (R& weight : weights) {
         weight *= static_cast<R>(shape.eta);
       }
-      blend_row(
-          warped + q * shape.channels, map + q * shape.channels, rows, weights, shape.channels);
+      fetch_row(next == nullptr ? nullptr : next + q * shape.channels, row_bytes);
+      blend(warped + q * shape.channels, map + q * shape.channels, rows, weights, shape.channels);
+    }
+    if (streamed) {
+      stream_fence();
     }
   });
 }
 
-// The queries of a sample, bucketed by the cell they read in; within a cell in ascending order.
-class Buckets {
- public:
-  template <typename R>
-  Buckets(const std::vector<Tap<R>>& taps, const Shape& shape)
-      : first_(shape.queries + 1, 0), queries_(shape.queries) {
-    for (const Tap<R>& tap : taps) {
-      ++first_[tap.cell(shape) + 1];
+// Which queries read each token of a sample, and with what weight: for token t the entries
+// first[t] to first[t + 1], those of its upper left cell first, then in order of the query.
+template <typename R>
+struct Readers {
+  std::vector<Tap<R>> taps;
+  std::vector<std::int32_t> first, queries, cells, order;
+  std::vector<R> weights;
+
+  explicit Readers(const Shape& shape)
+      : first(shape.queries + 1),
+        queries(4 * shape.queries),
+        cells(shape.queries + 1),
+        order(shape.queries),
+        weights(4 * shape.queries) {
+    taps.reserve(shape.queries);
+  }
+
+  void set(const Shape& shape, const std::vector<Point<R>>& base, R cosine, R sine) {
+    taps.clear();
+    std::fill(cells.begin(), cells.end(), 0);
+    for (std::int64_t q = 0; q < shape.queries; ++q) {
+      taps.emplace_back(base[q], cosine, sine, shape);
+      ++cells[taps[q].cell(shape) + 1];
     }
     for (std::int64_t cell = 0; cell < shape.queries; ++cell) {
-      first_[cell + 1] += first_[cell];
+      cells[cell + 1] += cells[cell];
     }
-    std::vector<std::int32_t> next(first_.begin(), first_.end() - 1);
+    // `first` counts places while the queries are put in order.
+    std::copy(cells.begin(), cells.end(), first.begin());
     for (std::int64_t q = 0; q < shape.queries; ++q) {
-      queries_[next[taps[q].cell(shape)]++] = static_cast<std::int32_t>(q);
+      order[first[taps[q].cell(shape)]++] = static_cast<std::int32_t>(q);
     }
-  }
-
-  const std::int32_t* begin(std::int64_t cell) const { return queries_.data() + first_[cell]; }
-  const std::int32_t* end(std::int64_t cell) const { return queries_.data() + first_[cell + 1]; }
-
- private:
-  std::vector<std::int32_t> first_, queries_;
-};
-
-// One sample, one chunk of channels: the tokens' gradient, and this chunk's share of the gradients
-// of source points ([K, 2]) and angle, left in `partial` [2K + 1].
-template <typename T>
-void backward_chunk(
-    const Shape& shape, const T* gradient, const T* tokens, const T* nothing,
-    const std::vector<Point<Compute<T>>>& base, const Compute<T>* basis, Compute<T> angle,
-    std::int64_t count, T* grad_tokens, double* partial) {
-  using R = Compute<T>;
-  const R cosine = std::cos(angle), sine = std::sin(angle);
-  const R eta = static_cast<R>(shape.eta);
-  std::vector<Tap<R>> taps;
-  taps.reserve(shape.queries);
-  for (std::int64_t q = 0; q < shape.queries; ++q) {
-    taps.emplace_back(base[q], cosine, sine, shape);
-  }
-  const Buckets buckets(taps, shape);
-
-  std::vector<std::int32_t> rows;
-  std::vector<R> weights;
-  for (int row = 0; row < shape.height; ++row) {
-    for (int column = 0; column < shape.width; ++column) {
-      rows.clear();
-      weights.clear();
-      for (int up = 0; up < 2; ++up) {
-        for (int left = 0; left < 2; ++left) {
+    const R eta = static_cast<R>(shape.eta);
+    std::int32_t entry = 0;
+    for (int row = 0; row < shape.height; ++row) {
+      for (int column = 0; column < shape.width; ++column) {
+        first[std::int64_t(row) * shape.width + column] = entry;
+        for (int corner = 3; corner >= 0; --corner) {
+          const int up = corner >> 1, left = corner & 1;
           if (row < up || column < left) {
             continue;
           }
           const std::int64_t cell = std::int64_t(row - up) * shape.width + (column - left);
-          for (const std::int32_t* q = buckets.begin(cell); q != buckets.end(cell); ++q) {
-            const Tap<R>& tap = taps[*q];
-            if ((left && !tap.x.has_next) || (up && !tap.y.has_next)) {
-              continue;
-            }
+          for (std::int32_t i = cells[cell]; i < cells[cell + 1]; ++i) {
+            const Tap<R>& tap = taps[order[i]];
             R four[4];
             tap.weights(four);
-            rows.push_back(*q);
-            weights.push_back(eta * four[2 * up + left]);
+            // A clamped query gives nothing beyond the border, not even nothing times infinity.
+            if ((left == 0 || tap.x.has_next) && (up == 0 || tap.y.has_next)) {
+              queries[entry] = order[i];
+              weights[entry] = eta * four[corner];
+              ++entry;
+            }
           }
         }
       }
-      const std::int64_t token = std::int64_t(row) * shape.width + column;
-      gather_row(
-          grad_tokens + token * shape.channels, gradient + token * shape.channels, gradient,
-          shape.channels, rows.data(), weights.data(), static_cast<std::int64_t>(rows.size()),
-          count);
     }
+    first[shape.queries] = entry;
   }
+};
 
-  const R scale_x = eta * position_scale<R>(shape.width);
-  const R scale_y = eta * position_scale<R>(shape.height);
+// What both halves of the backward pass are given.
+template <typename T>
+struct BackwardRows {
+  const T *gradient, *tokens;  // the map of one sample, from the first channel of the chunk on
+  const T *next_gradient, *next_tokens;  // those of the next unit, or null
+  T* grad_tokens;
+  const T* nothing;
+  std::int64_t count;  // channels
+};
+
+// One chunk of channels of one sample: the tokens' gradient, and by query the gradient by position
+// [Q, 2], in pixels and without eta.
+template <typename T>
+void backward_chunk(
+    const Shape& shape, const Readers<Compute<T>>& readers, const BackwardRows<T>& rows,
+    typename Rows<T>::Gather gather, Compute<T>* by_position) {
+  using R = Compute<T>;
+  const auto four_dots = rows_for<T>().dots;
+  const std::int64_t bytes = rows.count * static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t q = 0; q < shape.queries; ++q) {
+    const std::int64_t offset = q * shape.channels;
+    const std::int32_t entry = readers.first[q];
+    fetch_row(rows.next_gradient == nullptr ? nullptr : rows.next_gradient + offset, bytes);
+    fetch_row(rows.next_tokens == nullptr ? nullptr : rows.next_tokens + offset, bytes);
+    gather(
+        rows.grad_tokens + offset, rows.gradient + offset, rows.gradient, shape.channels,
+        readers.queries.data() + entry, readers.weights.data() + entry,
+        readers.first[q + 1] - entry, rows.count);
+
+    const Tap<R>& tap = readers.taps[q];
+    Point<R> g{R(0), R(0)};
+    if (tap.x.free || tap.y.free) {
+      const T* read[4];
+      R dots[4];
+      tap.rows(rows.tokens, shape.channels, rows.nothing, shape, read);
+      four_dots(rows.gradient + offset, read, rows.count, dots);
+      g = position_gradient(tap.x.fraction, tap.y.fraction, dots[0], dots[1], dots[2], dots[3]);
+    }
+    by_position[2 * q] = tap.x.free ? g.x : R(0);
+    by_position[2 * q + 1] = tap.y.free ? g.y : R(0);
+  }
+}
+
+// One sample's share of the gradients of source points and angle, `partial` [2 K + 1], from the
+// gradients by position that its chunks left, [chunks, Q, 2].
+template <typename R>
+GSALIGN_CLONES static void project(
+    const Shape& shape, const std::vector<Point<R>>& base, const R* basis, R angle,
+    const R* by_position, std::int64_t chunks, double* partial) {
+  const R cosine = std::cos(angle), sine = std::sin(angle);
+  const R scale_x = static_cast<R>(shape.eta) * position_scale<R>(shape.width);
+  const R scale_y = static_cast<R>(shape.eta) * position_scale<R>(shape.height);
   std::fill_n(partial, 2 * shape.points + 1, 0.0);
   for (std::int64_t q = 0; q < shape.queries; ++q) {
-    const Tap<R>& tap = taps[q];
-    if (!tap.x.free && !tap.y.free) {
-      continue;
+    Point<R> g{R(0), R(0)};
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const R* of_chunk = by_position + (chunk * shape.queries + q) * 2;
+      g.x += of_chunk[0];
+      g.y += of_chunk[1];
     }
-    const T* read[4];
-    R dots[4];
-    tap.rows(tokens, shape.channels, nothing, shape, read);
-    four_dots(gradient + q * shape.channels, read, count, dots);
-    Point<R> g =
-        position_gradient(tap.x.fraction, tap.y.fraction, dots[0], dots[1], dots[2], dots[3]);
-    g.x = tap.x.free ? g.x * scale_x : R(0);
-    g.y = tap.y.free ? g.y * scale_y : R(0);
-    partial[2 * shape.points] += angle_gradient(g, tap.rotated);
+    g.x *= scale_x;
+    g.y *= scale_y;
+    partial[2 * shape.points] += angle_gradient(g, rotate(base[q], cosine, sine));
     const Point<R> before = rotate_back(g, cosine, sine);
     const R* row = basis + q * shape.points;
     for (std::int64_t k = 0; k < shape.points; ++k) {
@@ -313,35 +309,63 @@ void backward(
     const std::vector<Point<Compute<T>>>& base, const Compute<T>* basis, const Compute<T>* angle,
     T* grad_tokens, Compute<T>* grad_points, Compute<T>* grad_angle) {
   using R = Compute<T>;
-  const std::vector<T> nothing(std::min(kChannelChunk, shape.channels), store<T>(R(0)));
-  const std::int64_t chunks = ceil_div(shape.channels, kChannelChunk);
-  const std::int64_t columns = 2 * shape.points + 1;
-  std::vector<double> partials(shape.batch * chunks * columns);
-  parallel_for(shape.batch * chunks, [&](std::int64_t unit) {
-    const std::int64_t sample = unit / chunks;
-    const std::int64_t first = unit % chunks * kChannelChunk;
-    const std::int64_t head = sample * shape.sample();
-    const std::int64_t map = head + shape.prefix * shape.channels + first;
-    if (first == 0) {
-      std::copy_n(gradient + head, shape.prefix * shape.channels, grad_tokens + head);
-    }
-    backward_chunk(
-        shape, gradient + map, tokens + map, nothing.data(), base, basis, angle[sample],
-        std::min(kChannelChunk, shape.channels - first), grad_tokens + map,
-        partials.data() + unit * columns);
+  constexpr std::int64_t chunk_channels = kChunkBytes / static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t chunks = ceil_div(shape.channels, chunk_channels);
+  const std::vector<T> nothing(std::min(chunk_channels, shape.channels), store<T>(R(0)));
+  const std::int64_t columns = 2 * shape.points + 1, positions = 2 * shape.queries;
+  const bool streamed = streams(grad_tokens, shape.batch * shape.sample(), shape.channels);
+  const auto gather = streamed ? rows_for<T>().gather_streamed : rows_for<T>().gather;
+  const Scratch<R> by_position(shape.batch * chunks * positions);
+
+  const std::int64_t each = shape.batch >= kWholeSamples ? chunks : 1;  // chunks of a unit
+  const std::int64_t units = shape.batch * (chunks / std::max<std::int64_t>(each, 1));
+  parallel_for(
+      units, [&] { return Readers<R>(shape); },
+      [&](Readers<R>& readers, std::int64_t unit) {
+        const std::int64_t sample = unit * each / chunks, from = unit * each % chunks;
+        const std::int64_t head = sample * shape.sample();
+        const std::int64_t map = head + shape.prefix * shape.channels;
+        if (from == 0) {
+          std::copy_n(gradient + head, shape.prefix * shape.channels, grad_tokens + head);
+        }
+        readers.set(shape, base, std::cos(angle[sample]), std::sin(angle[sample]));
+        for (std::int64_t chunk = from; chunk < from + each; ++chunk) {
+          const std::int64_t at = map + chunk * chunk_channels;
+          // The same rows of the next chunk, then of the next sample.
+          const bool last = chunk + 1 == chunks;
+          const std::int64_t next = last ? map + shape.sample() : at + chunk_channels;
+          const bool fetched = streamed && (!last || sample + 1 < shape.batch);
+          const BackwardRows<T> rows{
+              gradient + at,
+              tokens + at,
+              fetched ? gradient + next : nullptr,
+              fetched ? tokens + next : nullptr,
+              grad_tokens + at,
+              nothing.data(),
+              std::min(chunk_channels, shape.channels - chunk * chunk_channels)};
+          backward_chunk(
+              shape, readers, rows, gather,
+              by_position.data() + (sample * chunks + chunk) * positions);
+        }
+        if (streamed) {
+          stream_fence();
+        }
+      });
+
+  std::vector<double> partials(shape.batch * columns);
+  parallel_for(shape.batch, [&](std::int64_t sample) {
+    project(
+        shape, base, basis, angle[sample], by_position.data() + sample * chunks * positions, chunks,
+        partials.data() + sample * columns);
   });
   // Few numbers, summed in one fixed order.
   std::vector<double> points(2 * shape.points, 0.0);
   for (std::int64_t sample = 0; sample < shape.batch; ++sample) {
-    double sum = 0.0;
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const double* partial = partials.data() + (sample * chunks + chunk) * columns;
-      for (std::int64_t k = 0; k < 2 * shape.points; ++k) {
-        points[k] += partial[k];
-      }
-      sum += partial[2 * shape.points];
+    const double* partial = partials.data() + sample * columns;
+    for (std::int64_t k = 0; k < 2 * shape.points; ++k) {
+      points[k] += partial[k];
     }
-    grad_angle[sample] = static_cast<R>(sum);
+    grad_angle[sample] = static_cast<R>(partial[2 * shape.points]);
   }
   std::copy(points.begin(), points.end(), grad_points);
 }
