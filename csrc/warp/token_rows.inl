@@ -33,7 +33,7 @@ GSALIGN_INLINE V<Compute<T>> load_step(const T* from) {
     return bit_cast<V<float>>(
         _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #else
-    V<float> result;
+    V<float> result{};
     for (std::int64_t i = 0; i < step; ++i) {
       result[i] = load(from[i]);
     }
