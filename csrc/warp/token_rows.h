@@ -38,38 +38,65 @@ struct Rows {
 
 namespace rows_baseline {
 #define GSALIGN_VECTOR_BYTES 16
+#define GSALIGN_TARGET
+#define GSALIGN_ROWS_AVX2 0
+#define GSALIGN_ROWS_AVX512 0
+#define GSALIGN_ROWS_BF16 0
 #include "token_rows.inl"
 #undef GSALIGN_VECTOR_BYTES
+#undef GSALIGN_TARGET
+#undef GSALIGN_ROWS_AVX2
+#undef GSALIGN_ROWS_AVX512
+#undef GSALIGN_ROWS_BF16
 }  // namespace rows_baseline
 
 #if defined(GSALIGN_X86_ROWS)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,bmi2")
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 on its own intrinsics
+// An attribute of every function, not a pragma: templates made later would not remember a pragma.
 namespace rows_avx2 {
 #define GSALIGN_VECTOR_BYTES 32
+#define GSALIGN_TARGET __attribute__((target("avx2,fma,f16c")))
+#define GSALIGN_ROWS_AVX2 1
+#define GSALIGN_ROWS_AVX512 0
+#define GSALIGN_ROWS_BF16 0
 #include "token_rows.inl"
 #undef GSALIGN_VECTOR_BYTES
+#undef GSALIGN_TARGET
+#undef GSALIGN_ROWS_AVX2
+#undef GSALIGN_ROWS_AVX512
+#undef GSALIGN_ROWS_BF16
 }  // namespace rows_avx2
-#pragma GCC pop_options
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prefer-vector-width=512")
 namespace rows_avx512 {
 #define GSALIGN_VECTOR_BYTES 64
+#define GSALIGN_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#define GSALIGN_ROWS_AVX2 1
+#define GSALIGN_ROWS_AVX512 1
+#define GSALIGN_ROWS_BF16 0
 #include "token_rows.inl"
 #undef GSALIGN_VECTOR_BYTES
+#undef GSALIGN_TARGET
+#undef GSALIGN_ROWS_AVX2
+#undef GSALIGN_ROWS_AVX512
+#undef GSALIGN_ROWS_BF16
 }  // namespace rows_avx512
-#pragma GCC pop_options
 
-#pragma GCC push_options
-#pragma GCC target( \
-    "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prefer-vector-width=512")
 namespace rows_avx512_bf16 {
 #define GSALIGN_VECTOR_BYTES 64
+#define GSALIGN_TARGET \
+  __attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#define GSALIGN_ROWS_AVX2 1
+#define GSALIGN_ROWS_AVX512 1
+#define GSALIGN_ROWS_BF16 1
 #include "token_rows.inl"
 #undef GSALIGN_VECTOR_BYTES
+#undef GSALIGN_TARGET
+#undef GSALIGN_ROWS_AVX2
+#undef GSALIGN_ROWS_AVX512
+#undef GSALIGN_ROWS_BF16
 }  // namespace rows_avx512_bf16
-#pragma GCC pop_options
+#pragma GCC diagnostic pop
 #endif
 
 // The functions for this processor.

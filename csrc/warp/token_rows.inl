@@ -1,7 +1,8 @@
 // Row arithmetic of the token warp, written once and compiled once per instruction set.
 //
 // Included by token_rows.h inside a namespace of its own, with GSALIGN_VECTOR_BYTES the width of a
-// vector there and the compiler told what the processor has; the macros below follow it.
+// vector there, GSALIGN_TARGET the attribute that tells the compiler what the processor has, and
+// GSALIGN_ROWS_AVX2, _AVX512, _BF16 whether (1 or 0) it has that.
 
 constexpr std::int64_t kVectorBytes = GSALIGN_VECTOR_BYTES;
 
@@ -17,8 +18,8 @@ template <typename T>
 constexpr std::int64_t kStep = kVectorBytes / sizeof(Compute<T>);
 
 template <typename T>
-GSALIGN_INLINE V<Compute<T>> load_step(const T* from) {
-  constexpr std::int64_t step = kStep<T>;
+GSALIGN_TARGET GSALIGN_INLINE V<Compute<T>> load_step(const T* from) {
+  [[maybe_unused]] constexpr std::int64_t step = kStep<T>;
   if constexpr (std::is_same_v<T, BFloat16>) {
     typedef std::uint16_t Stored __attribute__((vector_size(kVectorBytes / 2)));
     typedef std::uint32_t Wide __attribute__((vector_size(kVectorBytes)));
@@ -26,10 +27,10 @@ GSALIGN_INLINE V<Compute<T>> load_step(const T* from) {
     std::memcpy(&stored, from, sizeof stored);
     return bit_cast<V<float>>(__builtin_convertvector(stored, Wide) << 16);
   } else if constexpr (std::is_same_v<T, Half>) {
-#if defined(__AVX512F__) && GSALIGN_VECTOR_BYTES == 64
+#if GSALIGN_ROWS_AVX512
     return bit_cast<V<float>>(
         _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
-#elif defined(__F16C__) && GSALIGN_VECTOR_BYTES == 32
+#elif GSALIGN_ROWS_AVX2
     return bit_cast<V<float>>(
         _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #else
@@ -48,14 +49,14 @@ GSALIGN_INLINE V<Compute<T>> load_step(const T* from) {
 
 // `kStream` writes past the caches; the address is then a multiple of what is written.
 template <bool kStream, typename T>
-GSALIGN_INLINE void store_bytes(T* to, const void* from, std::int64_t bytes) {
-#if defined(__AVX512F__)
+GSALIGN_TARGET GSALIGN_INLINE void store_bytes(T* to, const void* from, std::int64_t bytes) {
+#if GSALIGN_ROWS_AVX512
   if (kStream && bytes == 64) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
     return;
   }
 #endif
-#if defined(__AVX__)
+#if GSALIGN_ROWS_AVX2
   if (kStream && bytes == 32) {
     _mm256_stream_si256(
         reinterpret_cast<__m256i*>(to),
@@ -74,10 +75,10 @@ GSALIGN_INLINE void store_bytes(T* to, const void* from, std::int64_t bytes) {
 }
 
 template <bool kStream, typename T>
-GSALIGN_INLINE void store_step(T* to, const V<Compute<T>>& value) {
-  constexpr std::int64_t step = kStep<T>;
+GSALIGN_TARGET GSALIGN_INLINE void store_step(T* to, const V<Compute<T>>& value) {
+  [[maybe_unused]] constexpr std::int64_t step = kStep<T>;
   if constexpr (std::is_same_v<T, BFloat16>) {
-#if defined(__AVX512BF16__) && GSALIGN_VECTOR_BYTES == 64
+#if GSALIGN_ROWS_BF16
     // Flushes denormals, which are below every bfloat16 that matters, to zero.
     const __m256bh rounded = _mm512_cvtneps_pbh(bit_cast<__m512>(value));
     store_bytes<kStream>(to, &rounded, sizeof rounded);
@@ -91,11 +92,11 @@ GSALIGN_INLINE void store_step(T* to, const V<Compute<T>>& value) {
     store_bytes<kStream>(to, &stored, sizeof stored);
 #endif
   } else if constexpr (std::is_same_v<T, Half>) {
-#if defined(__AVX512F__) && GSALIGN_VECTOR_BYTES == 64
+#if GSALIGN_ROWS_AVX512
     const __m256i rounded =
         _mm512_cvtps_ph(bit_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     store_bytes<kStream>(to, &rounded, sizeof rounded);
-#elif defined(__F16C__) && GSALIGN_VECTOR_BYTES == 32
+#elif GSALIGN_ROWS_AVX2
     const __m128i rounded = _mm256_cvtps_ph(bit_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT);
     store_bytes<kStream>(to, &rounded, sizeof rounded);
 #else
@@ -112,7 +113,7 @@ GSALIGN_INLINE void store_step(T* to, const V<Compute<T>>& value) {
 
 // out[c] = x[c] + sum_i weights[i] * taps[i][c]
 template <typename T, bool kStream>
-static void blend_row(
+GSALIGN_TARGET static void blend_row(
     T* out, const T* x, const T* const taps[4], const Compute<T> weights[4], std::int64_t count) {
   using R = Compute<T>;
   const T *t0 = taps[0], *t1 = taps[1], *t2 = taps[2], *t3 = taps[3];
@@ -132,7 +133,7 @@ static void blend_row(
 
 // out[c] = base[c] + sum_i weights[i] * (source + rows[i] * stride)[c], the sums in registers
 template <typename T, bool kStream>
-static void gather_row(
+GSALIGN_TARGET static void gather_row(
     T* out, const T* base, const T* source, std::int64_t stride, const std::int32_t* rows,
     const Compute<T>* weights, std::int64_t entries, std::int64_t count) {
   using R = Compute<T>;
@@ -163,7 +164,7 @@ static void gather_row(
 }
 
 template <typename R>
-GSALIGN_INLINE R sum_of_lanes(const V<R>& value) {
+GSALIGN_TARGET GSALIGN_INLINE R sum_of_lanes(const V<R>& value) {
   R sum = 0;
   for (std::int64_t i = 0; i < kVectorBytes / std::int64_t(sizeof(R)); ++i) {
     sum += value[i];
@@ -173,12 +174,12 @@ GSALIGN_INLINE R sum_of_lanes(const V<R>& value) {
 
 // dots[i] = sum_c gradient[c] * taps[i][c], for four taps in one pass
 template <typename T>
-static void four_dots(
+GSALIGN_TARGET static void four_dots(
     const T* gradient, const T* const taps[4], std::int64_t count, Compute<T> dots[4]) {
   using R = Compute<T>;
   V<R> sums[4][2] = {};  // two of each in flight
   std::int64_t c = 0;
-#if defined(__AVX512BF16__) && GSALIGN_VECTOR_BYTES == 64
+#if GSALIGN_ROWS_BF16
   if constexpr (std::is_same_v<T, BFloat16>) {
     for (; c + 32 <= count; c += 32) {  // products of bfloat16 are exact in float
       const __m512bh g = bit_cast<__m512bh>(_mm512_loadu_si512(gradient + c));
