@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import (
+    PASSES,
     Case,
     Choice,
     Outputs,
@@ -104,6 +105,7 @@ def _tokens(choice: Choice, batch: int, dtype: torch.dtype, *, compile: bool) ->
         # The gradients of grid_sample jump where a position crosses a pixel, so that a rounding
         # error of a position weighs more there.
         tolerance=2e-4 if dtype == torch.float32 else None,
+        passes=PASSES,
     )
 
 
@@ -184,6 +186,7 @@ def _image(choice: Choice, batch: int, side: int, *, compile: bool) -> Case:
         # White noise has the steepest slopes, and they jump from pixel to pixel: the reference
         # itself, in float32, is 0.7 % off in the gradient of the values at K 25.
         tolerance=2e-2,
+        passes=PASSES,
     )
 
 

@@ -17,8 +17,9 @@ Tensors = dict[str, Tensor]
 Outputs = tuple[Tensor, ...]
 
 FORWARD = "forward"
+BACKWARD = "backward"
 BOTH = "forward+backward"
-PASSES = (FORWARD, BOTH)
+PASSES = (FORWARD, BACKWARD, BOTH)
 
 REFERENCE = "reference"
 DTYPE_NAMES = {
@@ -40,6 +41,7 @@ class Provider:
         ours: whether it is a fused implementation of this project.
         slack: factor on the case's tolerance, for one that computes in a coarser way.
         note: what a reader must know to compare it.
+        passes: those it can be measured in.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Provider:
     ours: bool = False
     slack: float = 1.0
     note: str = ""
+    passes: tuple[str, ...] = PASSES
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Case:
         reference: the specification. In float64 it is the judge of every provider.
         providers: who computes it, the eager reference first.
         tolerance: largest relative error of a result in the norm; None for that of the type.
+        passes: what is measured; the backward pass alone only where its bandwidth is of interest.
     """
 
     op: str
@@ -90,6 +94,7 @@ class Case:
     reference: Callable[[Tensors], Outputs]
     providers: tuple[Provider, ...]
     tolerance: float | None = None
+    passes: tuple[str, ...] = (FORWARD, BOTH)
 
 
 def implementations(
@@ -147,7 +152,8 @@ def compiled(
             warnings.simplefilter("ignore")
             return program[0](tensors)
 
-    return Provider(name, run_compiled, unavailable=reason, note=note)
+    # A compiled backward pass gives its saved tensors away, so it cannot run twice on one graph.
+    return Provider(name, run_compiled, unavailable=reason, note=note, passes=(FORWARD, BOTH))
 
 
 def normal(*shape: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:

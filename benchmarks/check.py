@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.case import BOTH, Case, Outputs, Tensors
+from benchmarks.case import BACKWARD, BOTH, FORWARD, Case, Outputs, Tensors
 
 # A sum of a few hundred float32 products, and one rounding of the result for half types.
 TOLERANCES = {
@@ -57,7 +57,7 @@ def worst_error(
 def prepared(tensors: Tensors, case: Case, pass_name: str) -> Tensors:
     """Fresh leaves with the tensors' values, wanting gradients when the pass has a backward."""
     return {
-        name: tensor.detach().clone().requires_grad_(pass_name == BOTH and name in case.leaves)
+        name: tensor.detach().clone().requires_grad_(pass_name != FORWARD and name in case.leaves)
         for name, tensor in tensors.items()
     }
 
@@ -72,9 +72,17 @@ def output_gradients(outputs: Outputs, seed: int = 11) -> Outputs:
 
 
 def gradients(
-    outputs: Outputs, output_grads: Outputs, tensors: Tensors, leaves: Sequence[str]
+    outputs: Outputs,
+    output_grads: Outputs,
+    tensors: Tensors,
+    leaves: Sequence[str],
+    *,
+    again: bool = False,
 ) -> Outputs:
-    """Gradients of the outputs that have any, with respect to the named leaves."""
+    """Gradients of the outputs that have any, with respect to the named leaves.
+
+    ``again`` keeps the graph, so that they can be computed once more.
+    """
     pairs = [
         (output, grad.to(output.dtype))
         for output, grad in zip(outputs, output_grads, strict=True)
@@ -84,6 +92,7 @@ def gradients(
         [output for output, _ in pairs],
         [tensors[name] for name in leaves],
         [grad for _, grad in pairs],
+        retain_graph=again,
     )
 
 
@@ -94,8 +103,16 @@ def timed_call(
     tensors: Tensors,
     output_grads: Outputs,
 ) -> Callable[[], Outputs]:
-    """The function that is checked and then timed: outputs, and the leaves' gradients with them."""
-    if pass_name != BOTH:
+    """The function that is checked and then timed.
+
+    Forward gives the outputs; backward the leaves' gradients, on a graph made before; both gives
+    the outputs and then the gradients.
+    """
+    if pass_name == BACKWARD:
+        made = run(tensors)
+        return lambda: gradients(made, output_grads, tensors, case.leaves, again=True)
+
+    if pass_name == FORWARD:
 
         def forward() -> Outputs:
             with torch.no_grad():

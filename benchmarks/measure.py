@@ -8,7 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from benchmarks import check
-from benchmarks.case import BOTH, DTYPE_NAMES, PASSES, Case, Choice, Outputs, Provider, Tensors
+from benchmarks.case import (
+    BACKWARD,
+    BOTH,
+    DTYPE_NAMES,
+    FORWARD,
+    Case,
+    Choice,
+    Outputs,
+    Provider,
+    Tensors,
+)
 from benchmarks.rows import Row
 from benchmarks.timing import Settings, clock_for, interleave, percentile
 from benchmarks.yardstick import make_copy
@@ -39,10 +49,10 @@ def minimal_bytes(
     given = sum(tensor.nbytes for tensor in tensors.values())
     made = sum(output.nbytes for output in outputs)
     forward = given + made
-    if pass_name != BOTH:
+    if pass_name == FORWARD:
         return forward
-    wanted = sum(tensors[name].nbytes for name in case.leaves)
-    return forward + given + made + wanted
+    backward = given + made + sum(tensors[name].nbytes for name in case.leaves)
+    return forward + backward if pass_name == BOTH else backward
 
 
 def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
@@ -139,19 +149,24 @@ def measure_case(case: Case, choice: Choice, settings: Settings) -> Iterator[Row
         if provider.unavailable is not None:
             yield _missing(case, provider, provider.unavailable)
             failed.add(provider.name)
-    for pass_name in PASSES:
-        wanted: Outputs = expected if pass_name == BOTH else expected[: len(outputs)]
+    results = {FORWARD: expected[: len(outputs)], BACKWARD: expected[len(outputs) :]}
+    for pass_name in case.passes:
+        wanted: Outputs = results.get(pass_name, expected)
         subjects = []
         for provider in case.providers:
-            if provider.name in failed:
+            if provider.name in failed or pass_name not in provider.passes:
                 continue
-            calls = [
-                check.timed_call(
-                    provider.run, case, pass_name, check.prepared(tensors, case, pass_name), grads
-                )
-                for tensors in sets
-            ]
             try:
+                calls = [
+                    check.timed_call(
+                        provider.run,
+                        case,
+                        pass_name,
+                        check.prepared(tensors, case, pass_name),
+                        grads,
+                    )
+                    for tensors in sets
+                ]
                 actual = calls[0]()
             except Exception as error:
                 if provider.ours:

@@ -25,6 +25,8 @@ COLOURS = {
     "torch.compile": "#c9b18c",
     "torch.compile of a gather": "#a98b5b",
     "kornia": "#b39bb8",
+    "torch.linalg.solve": "#8fb3a5",
+    "torch.linalg.solve of a matrix": "#6f9a8a",
     "torch.bmm": "#8fb3a5",
     "loop over labels": "#c4a3a3",
     "cpp": "#1f6fb2",

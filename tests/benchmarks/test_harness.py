@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import __main__ as command
 from benchmarks import bench_pool, bench_prototype, bench_tps, bench_warp, plot, rows
-from benchmarks.case import BOTH, FORWARD, Case, Choice, Provider, eager
+from benchmarks.case import BACKWARD, BOTH, FORWARD, Case, Choice, Provider, eager
 from benchmarks.check import WrongResultError, relative_error, worst_error
 from benchmarks.measure import COPY, measure_case, minimal_bytes
 from benchmarks.table import ratios
@@ -82,7 +83,26 @@ def test_bytes_of_the_token_warp_are_those_counted_by_hand():
     leaves = 4 * 2 * 4 + 8 * 4
     forward = minimal_bytes(case, FORWARD, tensors, outputs)
     assert forward == 2 * tokens + small
-    assert minimal_bytes(case, BOTH, tensors, outputs) - forward == 3 * tokens + small + leaves
+    backward = minimal_bytes(case, BACKWARD, tensors, outputs)
+    assert backward == 3 * tokens + small + leaves
+    assert minimal_bytes(case, BOTH, tensors, outputs) == forward + backward
+
+
+def test_the_backward_pass_alone_is_checked_and_timed_without_the_forward():
+    calls = []
+
+    def run(tensors):
+        calls.append(1)
+        return (tensors["x"] * 2,)
+
+    only = Provider("only forward", lambda t: (t["x"] * 2,), passes=(FORWARD,))
+    case = replace(toy(Provider("counted", run), only), passes=(FORWARD, BACKWARD))
+    rows = list(measure_case(case, CHOICE, SHORT))
+    backward = [row for row in rows if row.pass_name == BACKWARD]
+    assert [row.implementation for row in backward] == ["reference", "counted", COPY]
+    assert backward[1].error == 0.0 and backward[1].calls == 3
+    # Forward: once to check, then a warm-up and the rounds. Backward: once, to make the graph.
+    assert len(calls) == 1 + 1 + 3 + 1
 
 
 def test_bytes_count_the_type():
