@@ -52,8 +52,9 @@ inline ScalarType compute_type(ScalarType features) {
   return features == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Asks before it calls: a call through the dispatcher costs more than a small operator's work.
 inline Tensor as_contiguous(const Tensor& tensor) {
-  return torch::stable::contiguous(tensor);
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 // An uninitialised contiguous tensor on the device of `like`.

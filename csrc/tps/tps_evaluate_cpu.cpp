@@ -163,8 +163,8 @@ void evaluate_backward(
       splines.batch * chunks, [&] { return Scratch<R>(splines.columns * kPointBlock); },
       [&](const Scratch<R>& columns, std::int64_t unit) {
         const std::int64_t b = unit / chunks;
-        const auto run = grad_points == nullptr ? &backward_chunk<R, false>
-                                                : &backward_chunk<R, true>;
+        const auto run =
+            grad_points == nullptr ? &backward_chunk<R, false> : &backward_chunk<R, true>;
         run(splines.sample<R>(b), points, b, unit % chunks, gradient, columns.data(),
             partials.data() + unit * numbers, grad_points);
       });

@@ -94,7 +94,7 @@ struct Shape {
   std::int64_t order() const { return count + 3; }
   std::int64_t factors() const { return System<double>::size(count); }
   // Elements of working memory that a group takes.
-  std::int64_t work() const { return factors() + 4 * count + 2 * order() * columns + 8; }
+  std::int64_t work() const { return factors() + 6 * count + 2 * order() * columns; }
   std::int64_t groups() const { return batch / kLanes + batch % kLanes; }
 };
 
@@ -120,7 +120,7 @@ GSALIGN_CLONES static void solve_group(
   E* x = memory + shape.factors();
   E* y = x + count;
   E* work = y + count;
-  E* rhs = work + 2 * count;
+  E* rhs = work + 4 * count;
   take_columns(x, count, points, 2 * count, count, 2);  // and y behind it
   System<E> system(memory, count);
   const auto outcome = system.factor(x, y, regularization, work);

@@ -103,6 +103,23 @@ GSALIGN_INLINE void four_dots(
   sums[3] = s3;
 }
 
+// The largest magnitude of a row, 0 of none.
+GSALIGN_INLINE double largest_of(const double* x, std::int64_t count) {
+  double largest = 0.0;
+#pragma omp simd reduction(max : largest)
+  for (std::int64_t k = 0; k < count; ++k) {
+    largest = __builtin_fabs(x[k]) > largest ? __builtin_fabs(x[k]) : largest;
+  }
+  return largest;
+}
+GSALIGN_INLINE Lanes largest_of(const Lanes* x, std::int64_t count) {
+  Lanes largest{};
+  for (std::int64_t k = 0; k < count; ++k) {
+    largest = larger(largest, absolute(x[k]));
+  }
+  return largest;
+}
+
 // y[k] += factor x[k]
 template <typename E>
 GSALIGN_INLINE void add_scaled(E* __restrict y, const E& factor, const E* x, std::int64_t count) {
@@ -139,7 +156,7 @@ class System {
     }
   };
 
-  // Factors the system of the points (x, y), `count` each; `work` has 2 count elements.
+  // Factors the system of the points (x, y), `count` each; `work` has 4 count elements.
   GSALIGN_INLINE Outcome factor(const E* x, const E* y, double regularization, E* work) {
     const E largest = assemble(x, y, regularization);
     E farthest = E{} + 1.0;
@@ -227,9 +244,7 @@ class System {
         const E dx = xi - x[j], dy = yi - y[j];
         phi[j] = lane_basis(dx * dx + dy * dy).value;
       }
-      for (std::int64_t j = 0; j < i; ++j) {
-        largest = larger(largest, absolute(phi[j]));
-      }
+      largest = larger(largest, largest_of(phi, i));
       phi[i] = E{} + regularization;
       reflections_[i] = E{} + 1.0;
       reflections_[count_ + i] = x[i];
@@ -296,9 +311,19 @@ class System {
     }
   }
 
-  // L in place, the inverses of its diagonal on the diagonal. Four rows at a time, so that a row
-  // above is read once for four. Returns the smallest pivot.
+  // L in place, the inverses of its diagonal on the diagonal; returns the smallest pivot. `work`
+  // has 4 count elements.
   GSALIGN_INLINE E cholesky(E* work) {
+    if constexpr (kLanesOf<E> > 1) {
+      return cholesky_by_rows(work);
+    } else {
+      return cholesky_by_panels(work);
+    }
+  }
+
+  // Four rows at a time, as dot products with the rows above, each read once for the four: for
+  // lanes, whose products need no sum across a vector.
+  GSALIGN_INLINE E cholesky_by_rows(E* work) {
     E smallest = E{} + std::numeric_limits<double>::infinity();
     for (std::int64_t first = 3; first < count_; first += 4) {
       const std::int64_t rows = std::min<std::int64_t>(4, count_ - first);
@@ -327,6 +352,44 @@ class System {
         const E pivot = block[i][own] - dot(block[i] + 3, block[i] + 3, own - 3);
         smallest = choose(pivot < smallest, pivot, smallest);
         block[i][own] = 1.0 / square_root(pivot);
+      }
+    }
+    return smallest;
+  }
+
+  // Four columns at a time, taken off the rows behind them along the rows: for one sample, whose
+  // vectors lie along the rows.
+  GSALIGN_INLINE E cholesky_by_panels(E* work) {
+    E smallest = E{} + std::numeric_limits<double>::infinity();
+    for (std::int64_t first = 3; first < count_; first += 4) {
+      const std::int64_t columns = std::min<std::int64_t>(4, count_ - first);
+      // Columns of the panel, each contiguous; those there are none of are zero.
+      E* panel[4] = {work, work + count_, work + 2 * count_, work + 3 * count_};
+      std::fill_n(work, 4 * count_, E{});
+      for (std::int64_t c = 0; c < columns; ++c) {
+        const std::int64_t own = first + c;
+        E pivot = row(own)[own];
+        for (std::int64_t d = 0; d < c; ++d) {
+          pivot -= panel[d][own] * panel[d][own];
+        }
+        smallest = choose(pivot < smallest, pivot, smallest);
+        const E inverse = 1.0 / square_root(pivot);
+        row(own)[own] = inverse;
+        for (std::int64_t i = own + 1; i < count_; ++i) {
+          E value = row(i)[own];
+          for (std::int64_t d = 0; d < c; ++d) {
+            value -= panel[d][i] * panel[d][own];
+          }
+          row(i)[own] = panel[c][i] = value * inverse;
+        }
+      }
+      for (std::int64_t i = first + columns; i < count_; ++i) {
+        E* to = row(i);
+        const E f0 = panel[0][i], f1 = panel[1][i], f2 = panel[2][i], f3 = panel[3][i];
+#pragma GCC ivdep
+        for (std::int64_t k = first + columns; k <= i; ++k) {
+          to[k] -= (f0 * panel[0][k] + f1 * panel[1][k]) + (f2 * panel[2][k] + f3 * panel[3][k]);
+        }
       }
     }
     return smallest;
