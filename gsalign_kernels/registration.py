@@ -1,4 +1,4 @@
-"""Gives a fused operator its fake, autograd and autocast registrations, once for all families.
+"""Gives a fused operator its fake, autograd, autocast and vmap rules, once for all families.
 
 Native operators live in the dispatcher namespace ``gsalign`` (C++ and CUDA, told apart by the
 device of their tensors), Triton ones in ``gsalign_triton``. Both have the same schema, so one
@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
+from gsalign_kernels import transforms
 
 NATIVE = "gsalign"
 TRITON = "gsalign_triton"
@@ -32,6 +34,12 @@ def namespaces_with(name: str) -> list[str]:
     ]
 
 
+def _library(namespace: str) -> torch.library.Library:
+    if namespace not in _libraries:
+        _libraries[namespace] = torch.library.Library(namespace, "IMPL")
+    return _libraries[namespace]
+
+
 def register(
     name: str,
     *,
@@ -40,6 +48,7 @@ def register(
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
     float32_arguments: Sequence[int] = (),
+    shared_arguments: Sequence[str] | None = None,
 ) -> None:
     """Register everything but the kernels of ``name`` and ``name_backward``.
 
@@ -52,18 +61,26 @@ def register(
             namespace that ran forward; returns one gradient per forward argument.
         float32_arguments: positions of the tensors that autocast lifts to float32 (coordinates;
             features keep the type they come in).
+        shared_arguments: names of the tensors without a batch axis; all others, and every result
+            of the forward pass, start with one, so that ``vmap`` can merge its axis with it. None
+            where that does not hold: ``vmap`` then calls the operator once per mapped sample.
     """
     for namespace in namespaces_with(name):
         qualified = f"{namespace}::{name}"
         torch.library.register_fake(qualified, fake)
         torch.library.register_fake(f"{qualified}_backward", fake_backward)
         call = getattr(getattr(torch.ops, namespace), f"{name}_backward").default
-        torch.library.register_autograd(
-            qualified, _bind(backward, call), setup_context=setup_context
+        library = _library(namespace)
+        transforms.register_autograd(
+            library, name, backward=_bind(backward, call), setup_context=setup_context
         )
-        torch.library.register_autograd(
-            f"{qualified}_backward", _refuse_double_backward(name), setup_context=_save_nothing
+        transforms.register_autograd(
+            library,
+            f"{name}_backward",
+            backward=_refuse_double_backward(name),
+            setup_context=_save_nothing,
         )
+        transforms.register_vmap(namespace, name, shared_arguments)
         if float32_arguments:
             _register_autocast(namespace, name, frozenset(float32_arguments))
 
@@ -90,8 +107,7 @@ def _refuse_double_backward(name: str) -> Callable[..., Any]:
 
 
 def _register_autocast(namespace: str, name: str, positions: frozenset[int]) -> None:
-    if namespace not in _libraries:
-        _libraries[namespace] = torch.library.Library(namespace, "IMPL")
+    library = _library(namespace)
     target = getattr(getattr(torch.ops, namespace), name).default
 
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
@@ -107,4 +123,4 @@ def _register_autocast(namespace: str, name: str, positions: frozenset[int]) -> 
                     )
                 )
 
-        _libraries[namespace].impl(name, lifted, key)
+        library.impl(name, lifted, key)

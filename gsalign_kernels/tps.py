@@ -378,6 +378,7 @@ registration.register(
     setup_context=_solve_setup,
     backward=_solve_backward,
     float32_arguments=(0, 1),
+    shared_arguments=(),
 )
 registration.register(
     "tps_evaluate",
@@ -386,6 +387,7 @@ registration.register(
     setup_context=_evaluate_setup,
     backward=_evaluate_backward,
     float32_arguments=(0, 1, 2),
+    shared_arguments=(),
 )
 registration.register(
     "tps_grid",
@@ -394,4 +396,5 @@ registration.register(
     setup_context=_grid_setup,
     backward=_grid_backward,
     float32_arguments=(0, 1),
+    shared_arguments=(),
 )

@@ -255,6 +255,7 @@ registration.register(
     setup_context=_tokens_setup,
     backward=_tokens_backward,
     float32_arguments=(1, 2, 3),
+    shared_arguments=("source_points", "basis"),
 )
 registration.register(
     "warp_image",
@@ -263,4 +264,5 @@ registration.register(
     setup_context=_image_setup,
     backward=_image_backward,
     float32_arguments=(1, 2),
+    shared_arguments=(),
 )
