@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gsalign_kernels import backends, checks, registration
+from gsalign_kernels import backends, basis_cache, checks, registration
 from gsalign_kernels.reference import tps as reference
 
 MAXIMUM_CONTROL_POINTS = 1024
@@ -236,6 +236,11 @@ def tps_basis(
     sample by one small matrix product, and is more exact than a float32 solve. It is a constant:
     no gradient flows to ``control_points``.
 
+    Made once for equal control points and arguments, then copied (see
+    :mod:`gsalign_kernels.basis_cache`). Control points on a GPU are read again, which
+    waits for the device, only when they are another tensor or were written to; writes through
+    ``.data`` or from outside PyTorch are not seen, so clear the cache after one.
+
     Args:
         control_points: ``[K, 2]``, ``(x, y)`` in [-1, 1].
         size: ``(height, width)`` of the map.
@@ -255,19 +260,28 @@ def tps_basis(
         KernelUnavailableError: the named implementation cannot run.
     """
     checks.check_tensor("control_points", control_points, ("K", 2))
-    points = control_points.detach().double()
-    units = torch.eye(points.shape[0], dtype=torch.float64, device=points.device).unsqueeze(0)
-    coefficients = tps_solve(
-        points,
-        units,
-        regularization=regularization,
-        check_errors=True,
-        implementation=implementation,
-    )
-    dense = tps_grid(
-        coefficients, points, size, align_corners=align_corners, implementation=implementation
-    )
-    return dense.flatten(0, 2).to(reference.computation_dtype(control_points))
+
+    def make() -> Tensor:
+        points = control_points.detach().double()
+        units = torch.eye(points.shape[0], dtype=torch.float64, device=points.device).unsqueeze(0)
+        coefficients = tps_solve(
+            points,
+            units,
+            regularization=regularization,
+            check_errors=True,
+            implementation=implementation,
+        )
+        dense = tps_grid(
+            coefficients, points, size, align_corners=align_corners, implementation=implementation
+        )
+        return dense.flatten(0, 2).to(reference.computation_dtype(control_points))
+
+    if basis_cache.passes_by(control_points):
+        return make()
+    settings = (*checks.check_size("size", size), bool(align_corners), float(regularization))
+    device = control_points.device
+    served_by = [backends.select(op, device, implementation) for op in ("tps_solve", "tps_grid")]
+    return basis_cache.fetch(control_points, (*settings, *served_by), make)
 
 
 def _batched_control_points(control_points: Tensor, batch: int) -> Tensor:
