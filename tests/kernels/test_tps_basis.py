@@ -1,4 +1,4 @@
-"""The cache of ``tps_basis``: the same bits, nobody else's edits, nothing kept that should not be."""
+"""The cache of ``tps_basis``: the same bits, nobody's edits, nothing kept without values."""
 
 from __future__ import annotations
 
