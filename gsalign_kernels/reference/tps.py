@@ -6,8 +6,11 @@ The spline through values ``v_i`` at control points ``c_i`` is
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from gsalign_kernels.reference.precision import without_autocast
 
@@ -86,10 +89,17 @@ def tps_solve(
 def raise_unless_solved(info: Tensor) -> None:
     """Raise for the first sample whose info is not 0; reads the figures, so waits for a device.
 
+    Where there are no figures (compiling, exporting, tensors without data) nothing is raised. Under
+    ``vmap`` samples are counted through the mapped axes.
+
     Raises:
         RuntimeError: names the sample and what is wrong with its control points.
     """
-    for sample, outcome in enumerate(info.tolist()):
+    if torch.compiler.is_compiling() or info.is_meta or isinstance(info, FakeTensor):
+        return
+    while torch._C._functorch.is_functorch_wrapped_tensor(info):
+        info = torch._C._functorch.get_unwrapped(info)
+    for sample, outcome in enumerate(_flat(info.tolist())):
         if outcome == 1:
             raise RuntimeError(
                 f"control_points: those of sample {sample} give a singular system; "
@@ -97,6 +107,11 @@ def raise_unless_solved(info: Tensor) -> None:
             )
         if outcome == 2:
             raise RuntimeError(f"control_points: those of sample {sample} are not finite")
+
+
+def _flat(nested: Any) -> list[int]:
+    # In Python: an operation on the tensor would be wrapped again by the transforms around it.
+    return [n for inner in nested for n in _flat(inner)] if isinstance(nested, list) else [nested]
 
 
 def tps_evaluate(coefficients: Tensor, control_points: Tensor, points: Tensor) -> Tensor:

@@ -301,3 +301,26 @@ def test_prototype_loss_per_sample():
     for i in range(3):
         leaf = features[i].clone().requires_grad_()
         assert bitwise_equal(actual[i], torch.autograd.grad(loss(leaf, masks[i]), leaf)[0])
+
+
+@pytest.mark.parametrize(("name", "implementation"), each_operator()[:2])
+def test_singular_samples_are_named_through_a_map(name, implementation):
+    points, values = arguments("tps_solve", 3)
+    points[1, 1] = points[1, 1, 0]
+    with pytest.raises(RuntimeError, match="control_points: those of sample 3"):
+        vmap(FUNCTIONS[name](implementation))(points, values)
+
+    def info(points, values):
+        return kernels.tps_solve_ex(points, values, implementation=implementation).info
+
+    assert vmap(info)(points, values).tolist() == [[0, 0], [0, 1], [0, 0]]
+
+
+def test_compiled_reference_leaves_out_the_check():
+    """There are no figures to read while compiling; a singular sample's coefficients are NaN."""
+    points, values = arguments("tps_solve")
+    compiled = torch.compile(solve("reference"), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(points, values), solve("reference")(points, values))
+    points[1] = 0.0
+    outcome = compiled(points, values)
+    assert outcome[0].isfinite().all() and outcome[1].isnan().all()
