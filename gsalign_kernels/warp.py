@@ -149,17 +149,39 @@ def warp_image(
         values.to(dtype),
         implementation="reference" if chosen == "reference" else None,
     )
+    return sample_by_spline(
+        image,
+        coefficients,
+        control_points,
+        (height, width),
+        mode,
+        padding_mode,
+        align_corners,
+        chosen,
+    )
+
+
+def sample_by_spline(
+    image: Tensor,
+    coefficients: Tensor,
+    control_points: Tensor,
+    size: tuple[int, int],
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    chosen: str,
+) -> Tensor:
+    """The second half of :func:`warp_image`: the spline is solved, ``chosen`` samples along it."""
     if chosen == "reference":
         return reference.warp_image(
-            image, coefficients, control_points, (height, width), mode, padding_mode, align_corners
+            image, coefficients, control_points, size, mode, padding_mode, align_corners
         )
     op = registration.operator("warp_image", chosen)
     return op(
         image,
         coefficients,
         control_points,
-        height,
-        width,
+        *size,
         MODES.index(mode),
         PADDING_MODES.index(padding_mode),
         align_corners,
