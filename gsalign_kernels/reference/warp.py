@@ -21,6 +21,21 @@ def rotated_grid(source_points: Tensor, angle: Tensor, basis: Tensor) -> Tensor:
         return (basis @ source_points) @ rotation(angle).transpose(-1, -2)
 
 
+def survivable(grid: Tensor, padding_mode: str) -> Tensor:
+    """The grid with coordinates that crash PyTorch replaced by -1, where it reads for them.
+
+    On the CPU the backward pass of ``grid_sample`` crashes (seen in PyTorch 2.11 and 2.14) at a
+    NaN under border padding, and at what is not finite, or overflows times the size of the image,
+    under reflection; forward it reads the first row or column.
+    """
+    if padding_mode == "zeros":
+        return grid
+    if padding_mode == "border":
+        return grid.masked_fill(grid.isnan(), -1.0)
+    largest = torch.finfo(grid.dtype).max * 2.0**-32
+    return grid.masked_fill(~(grid.abs() <= largest), -1.0)
+
+
 def warp_tokens(
     tokens: Tensor,
     source_points: Tensor,
@@ -40,7 +55,7 @@ def warp_tokens(
     image = body.transpose(1, 2).unflatten(2, size)
     sampled = torch.nn.functional.grid_sample(
         image,
-        grid.unflatten(1, size),
+        survivable(grid, "border").unflatten(1, size),
         mode="bilinear",
         padding_mode="border",
         align_corners=True,
@@ -64,5 +79,9 @@ def warp_image(
     if image.shape[0] == 0 or image.shape[1] == 0:
         return image.new_zeros(image.shape[0], image.shape[1], *size) + 0 * image.sum()
     return torch.nn.functional.grid_sample(
-        image.to(dtype), grid, mode=mode, padding_mode=padding_mode, align_corners=align_corners
+        image.to(dtype),
+        survivable(grid, padding_mode),
+        mode=mode,
+        padding_mode=padding_mode,
+        align_corners=align_corners,
     ).to(image.dtype)

@@ -176,3 +176,15 @@ def random(
 def in_float64(tensor: Tensor, *, grad: bool = True) -> Tensor:
     """A float64 leaf with the values of ``tensor``, for the reference to be asked."""
     return tensor.detach().cpu().double().requires_grad_(grad)
+
+
+def grid_sample_has_double_backward() -> bool:
+    """Newer versions of PyTorch differentiate grid_sample twice, 2.11 does not."""
+    image, grid = torch.rand(1, 1, 2, 2, requires_grad=True), torch.rand(1, 2, 2, 2)
+    sampled = torch.nn.functional.grid_sample(image, grid, align_corners=True)
+    (gradient,) = torch.autograd.grad(sampled.square().sum(), image, create_graph=True)
+    try:
+        gradient.sum().backward()
+    except RuntimeError:
+        return False
+    return True

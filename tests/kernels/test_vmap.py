@@ -112,8 +112,16 @@ def looped(function, mapped, given: list[Tensor], count: int) -> Tensor:
     )  # fmt: skip
 
 
-def assert_same(actual: Tensor, wanted: Tensor, exact: bool) -> None:
-    if exact:
+def exact(name: str, implementation: str) -> bool:
+    """Whether a sample's bits do not depend on how many are computed with it.
+
+    The solve puts samples side by side in vectors, and fewer otherwise; PyTorch promises nothing.
+    """
+    return implementation != "reference" and name in ("tps_evaluate", "tps_grid", "warp_tokens")
+
+
+def assert_same(actual: Tensor, wanted: Tensor, name: str, implementation: str) -> None:
+    if exact(name, implementation):
         assert bitwise_equal(actual, wanted)
     else:
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
@@ -121,13 +129,12 @@ def assert_same(actual: Tensor, wanted: Tensor, exact: bool) -> None:
 
 @pytest.mark.parametrize(("name", "implementation", "mapped"), cases())
 def test_mapped_equals_a_loop(name, implementation, mapped):
-    """Fused operators to the last bit: a sample's result does not depend on its neighbours."""
     device = device_of(implementation)
     many, one = arguments(name, 3), arguments(name)
     given = [(a if m else b).to(device) for a, b, m in zip(many, one, mapped, strict=True)]
     function = FUNCTIONS[name](implementation)
     actual = vmap(function, tuple(0 if m else None for m in mapped))(*given)
-    assert_same(actual, looped(function, mapped, given, 3), implementation != "reference")
+    assert_same(actual, looped(function, mapped, given, 3), name, implementation)
 
 
 @pytest.mark.parametrize(("name", "implementation", "mapped"), cases())
@@ -149,7 +156,7 @@ def test_per_sample_gradients_equal_a_loop(name, implementation, mapped):
                       for i, leaf in enumerate(leaves)]  # fmt: skip
             return torch.autograd.grad(loss(*leaves), leaves[position])[0]
 
-        assert_same(actual, looped(gradient, mapped, given, 3), implementation != "reference")
+        assert_same(actual, looped(gradient, mapped, given, 3), name, implementation)
 
 
 def fused_operators() -> list:
@@ -175,17 +182,16 @@ def test_nested_maps(name, implementation):
     device = device_of(implementation)
     given = [t.to(device) for t in arguments(name, 3, 2)]
     function = FUNCTIONS[name](implementation)
-    exact = implementation != "reference"
     wanted = torch.stack([looped(function, [True] * len(given), [t[i] for t in given], 2)
                           for i in range(3)])  # fmt: skip
-    assert_same(vmap(vmap(function))(*given), wanted, exact)
+    assert_same(vmap(vmap(function))(*given), wanted, name, implementation)
     # The inner map over the first argument only, the outer over all.
     inner = vmap(function, (0, *[None] * (len(given) - 1)))
     actual = vmap(inner)(given[0], *(t[:, 0] for t in given[1:]))
     for i in range(3):
         for j in range(2):
             one = function(given[0][i, j], *(t[i, 0] for t in given[1:]))
-            assert_same(actual[i, j], one, exact)
+            assert_same(actual[i, j], one, name, implementation)
 
 
 @pytest.mark.parametrize(("name", "implementation"), fused_operators())

@@ -12,6 +12,7 @@ from support import (
     bitwise_equal,
     device_of,
     fused,
+    grid_sample_has_double_backward,
     in_float64,
     poisoned_memory,
     random,
@@ -20,6 +21,7 @@ from support import (
 )
 
 import gsalign_kernels as kernels
+from gsalign_kernels.reference import warp as reference
 from gsalign_kernels.warp import MODES, PADDING_MODES
 
 
@@ -85,16 +87,94 @@ def test_odd_sizes(size, channels):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "cpp"])
-def test_gradcheck(implementation):
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_gradcheck(implementation, padding_mode, align_corners):
     image, points, values, _ = inputs(1, 2, (4, 5), (3, 4), dtype=torch.float64, side=2)
 
     def function(image, points, values):
         return kernels.warp_image(
-            image, points, values, size=(3, 4), padding_mode="border", implementation=implementation
-        )
+            image, points, values, size=(3, 4), padding_mode=padding_mode,
+            align_corners=align_corners, implementation=implementation,
+        )  # fmt: skip
 
     leaves = [t.requires_grad_() for t in (image, points, values)]
     assert torch.autograd.gradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+def test_gradcheck_of_shared_points_and_nearest_pixels(implementation):
+    image, points, values, _ = inputs(2, 2, (4, 5), (3, 4), dtype=torch.float64, side=2)
+
+    def shared(image, points, values):
+        return kernels.warp_image(image, points, values, size=(3, 4), implementation=implementation)
+
+    leaves = [t.requires_grad_() for t in (image, points[0].clone(), values[0].clone())]
+    assert torch.autograd.gradcheck(shared, leaves)
+
+    def nearest(image):
+        return kernels.warp_image(
+            image, points, values, mode="nearest", padding_mode="border",
+            implementation=implementation,
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(nearest, leaves[0])
+
+
+@pytest.mark.skipif(
+    not grid_sample_has_double_backward(), reason="this PyTorch differentiates grid_sample once"
+)
+def test_reference_has_double_backward():
+    image, points, values, _ = inputs(1, 2, (4, 5), (3, 4), dtype=torch.float64, side=2)
+
+    def function(image, points, values):
+        return kernels.warp_image(
+            image, points, values, size=(3, 4), padding_mode="border", implementation="reference"
+        )
+
+    leaves = [t.requires_grad_() for t in (image, points, values)]
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("implementation", fused("warp_image"))
+def test_double_backward_names_the_way_out(implementation):
+    given = inputs(1, 2, (4, 5), (4, 5), dtype=torch.float32, side=2)[:3]
+    image, points, values = (t.to(device_of(implementation)) for t in given)
+    image.requires_grad_()
+    out = kernels.warp_image(image, points, values, implementation=implementation)
+    (gradient,) = torch.autograd.grad(out.square().sum(), image, create_graph=True)
+    with pytest.raises(RuntimeError, match="implementation='reference'"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("implementation", ["reference", *fused("warp_image")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_no_bit_forward_or_backward(implementation, dtype):
+    """Half images beside float32 coordinates, as a network under autocast calls it."""
+    device = device_of(implementation)
+    given = [t.to(device) for t in inputs(2, 3, (9, 14), (11, 8), dtype=dtype)]
+    assert given[1].dtype == given[2].dtype == torch.float32
+
+    def call(autocast: bool):
+        leaves = [t.detach().requires_grad_() for t in given[:3]]
+        with torch.autocast(device, dtype, enabled=autocast):
+            out = kernels.warp_image(*leaves, size=(11, 8), implementation=implementation)
+        return out, *torch.autograd.grad(out, leaves, given[3])
+
+    inside, plain = call(True), call(False)
+    for one, other in zip(inside, plain, strict=True):
+        assert bitwise_equal(one, other)
+    assert [t.dtype for t in inside] == [dtype, dtype, torch.float32, torch.float32]
+
+
+def test_autocast_lifts_half_coordinates_of_the_raw_operator():
+    image, points, values, _ = inputs(2, 3, (5, 6), (5, 6), dtype=torch.bfloat16, side=2)
+    halves = kernels.tps_solve(points, values).bfloat16(), points.bfloat16()
+    settings = (5, 6, 0, 1, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = torch.ops.gsalign.warp_image(image, *halves, *settings)
+    wanted = torch.ops.gsalign.warp_image(image, *(t.float() for t in halves), *settings)
+    assert out.dtype == torch.bfloat16 and bitwise_equal(out, wanted)
 
 
 def test_direction_output_to_input():
@@ -147,6 +227,25 @@ def test_wild_coordinates_read_what_grid_sample_reads(mode, padding_mode, shift)
         torch.ones_like(out), image, coefficients, points, *settings
     )
     assert gradients[0].isfinite().all()
+
+
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, 3e38, -3e38])
+def test_reference_survives_wild_coordinates_backward(padding_mode, align_corners, value):
+    """PyTorch's own backward pass crashes at some; the gradient must arrive inside the image."""
+    image = random(2, 3, 3, 4, seed=6, dtype=torch.float32, grad=True)
+    points = lattice(2).float().expand(2, -1, -1)
+    coefficients = torch.zeros(2, 7, 2)
+    coefficients[0, 4] = value
+    coefficients[1, 4, 1] = value
+    out = reference.warp_image(
+        image, coefficients, points, (5, 6), "bilinear", padding_mode, align_corners
+    )
+    (gradient,) = torch.autograd.grad(out.sum(), image)
+    assert gradient.isfinite().all()
+    if padding_mode != "zeros":
+        torch.testing.assert_close(gradient.sum(), torch.tensor(float(out.numel())))
 
 
 def test_layouts_strides_and_empty_batches():

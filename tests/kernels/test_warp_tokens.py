@@ -11,6 +11,7 @@ from support import (
     bitwise_equal,
     device_of,
     fused,
+    grid_sample_has_double_backward,
     in_float64,
     poisoned_memory,
     random,
@@ -126,18 +127,6 @@ def test_gradcheck(implementation):
 
     leaves = [t.requires_grad_() for t in (tokens, source, angle)]
     assert torch.autograd.gradcheck(function, leaves)
-
-
-def grid_sample_has_double_backward() -> bool:
-    """Newer versions of PyTorch differentiate grid_sample twice, 2.11 does not."""
-    image, grid = torch.rand(1, 1, 2, 2, requires_grad=True), torch.rand(1, 2, 2, 2)
-    sampled = torch.nn.functional.grid_sample(image, grid, align_corners=True)
-    (gradient,) = torch.autograd.grad(sampled.square().sum(), image, create_graph=True)
-    try:
-        gradient.sum().backward()
-    except RuntimeError:
-        return False
-    return True
 
 
 @pytest.mark.skipif(
@@ -396,3 +385,62 @@ def test_raw_operator_refuses_what_would_read_out_of_bounds():
             torch.ops.gsalign.warp_tokens(*arguments, 4, 3, 0.1, 1)
     with pytest.raises(RuntimeError, match="size"):
         torch.ops.gsalign.warp_tokens(*good, -4, -3, 0.1, 1)
+
+
+WILD = (math.nan, math.inf, -math.inf, 1e30, -3e38, 0.4)
+
+
+@pytest.mark.parametrize("implementation", ["reference", *fused("warp_tokens")])
+@pytest.mark.parametrize("y", WILD)
+@pytest.mark.parametrize("x", WILD)
+def test_wild_coordinates_read_what_grid_sample_reads(implementation, x, y):
+    """A basis of one column: every token of the map reads at a multiple of one point."""
+    size, eta, device = (4, 3), 0.3, device_of(implementation)
+    tokens = random(3, 13, 8, seed=40, dtype=torch.float32).to(device).requires_grad_()
+    source = torch.tensor([[x, y]], device=device)
+    angle = torch.tensor([0.0, 0.7, -2.1], device=device)
+    basis = torch.linspace(-2.0, 2.0, 12, device=device)[:, None]
+    cosine, sine = angle.cos()[:, None], angle.sin()[:, None]
+    at_x, at_y = (basis * source).unbind(1)
+    grid = torch.stack([at_x * cosine - at_y * sine, at_x * sine + at_y * cosine], -1)
+
+    def sample(grid):
+        image = tokens[:, 1:].transpose(1, 2).unflatten(2, size)
+        sampled = torch.nn.functional.grid_sample(
+            image, grid.unflatten(1, size), padding_mode="border", align_corners=True
+        )
+        body = tokens[:, 1:] + eta * sampled.flatten(2).transpose(1, 2)
+        return torch.cat([tokens[:, :1], body], dim=1)
+
+    actual = kernels.warp_tokens(
+        tokens, source, angle, basis, size=size, eta=eta, prefix=1, implementation=implementation
+    )
+    torch.testing.assert_close(actual, sample(grid), rtol=1e-5, atol=1e-5)
+    assert actual.isfinite().all()
+    # PyTorch's own backward pass crashes at a NaN, so it is asked at the place read for one.
+    wanted = sample(grid.masked_fill(grid.isnan(), -1.0))
+    upstream = random(3, 13, 8, seed=41, dtype=torch.float32).to(device)
+    one, other = (torch.autograd.grad(out, tokens, upstream)[0] for out in (actual, wanted))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["reference", *fused("warp_tokens")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_no_bit_forward_or_backward(implementation, dtype):
+    """Half features beside float32 coordinates, as a network under autocast calls it."""
+    device = device_of(implementation)
+    given = inputs(2, (4, 3), 24, 1, dtype=dtype, device=device)
+    assert given[1].dtype == given[2].dtype == torch.float32
+
+    def call(autocast: bool):
+        leaves = [t.detach().requires_grad_() for t in given[:3]]
+        with torch.autocast(device, dtype, enabled=autocast):
+            out = kernels.warp_tokens(
+                *leaves, given[3], size=(4, 3), eta=0.3, prefix=1, implementation=implementation
+            )
+        return out, *torch.autograd.grad(out, leaves, given[4])
+
+    inside, plain = call(True), call(False)
+    for one, other in zip(inside, plain, strict=True):
+        assert bitwise_equal(one, other)
+    assert [t.dtype for t in inside] == [dtype, dtype, torch.float32, torch.float32]
