@@ -387,12 +387,18 @@ def test_raw_operator_refuses_what_would_read_out_of_bounds():
         torch.ops.gsalign.warp_tokens(*good, -4, -3, 0.1, 1)
 
 
-WILD = (math.nan, math.inf, -math.inf, 1e30, -3e38, 0.4)
-
-
 @pytest.mark.parametrize("implementation", ["reference", *fused("warp_tokens")])
-@pytest.mark.parametrize("y", WILD)
-@pytest.mark.parametrize("x", WILD)
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (math.nan, 0.4),
+        (0.4, math.nan),
+        (math.inf, 0.4),
+        (0.4, -math.inf),
+        (math.nan, math.inf),
+        (1e30, -3e38),
+    ],
+)
 def test_wild_coordinates_read_what_grid_sample_reads(implementation, x, y):
     """A basis of one column: every token of the map reads at a multiple of one point."""
     size, eta, device = (4, 3), 0.3, device_of(implementation)
