@@ -57,7 +57,12 @@ def _autograd_kernel(
         return result
 
     def backward_with_keys(ctx: Any, *grads: Any) -> Any:
-        return None, *backward(ctx, *grads)
+        needs = ctx.needs_input_grad
+        ctx.needs_input_grad = needs[1:]  # the operator's arguments do not begin with the keys
+        try:
+            return None, *backward(ctx, *grads)
+        finally:
+            ctx.needs_input_grad = needs
 
     # Not autograd.Function: under a transform that would look for the transform's level again,
     # while the dispatcher has already unwrapped the arguments to it.

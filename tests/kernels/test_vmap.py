@@ -330,3 +330,28 @@ def test_compiled_reference_leaves_out_the_check():
     points[1] = 0.0
     outcome = compiled(points, values)
     assert outcome[0].isfinite().all() and outcome[1].isnan().all()
+
+
+def test_a_derivative_knows_which_arguments_want_it():
+    """As with torch.library.register_autograd: one flag per argument of the operator."""
+    from gsalign_kernels import transforms
+
+    library = torch.library.Library("gsalign_test_transforms", "FRAGMENT")
+    library.define("scale(Tensor x, Tensor y, float factor) -> Tensor")
+    library.define("scale_backward(Tensor grad, Tensor x, Tensor y, float factor) -> Tensor")
+    library.impl("scale", lambda x, y, factor: x * y * factor, "CompositeExplicitAutograd")
+    seen: list[tuple[bool, ...]] = []
+
+    def setup(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+        ctx.factor = inputs[2]
+
+    def backward(ctx, grad):
+        seen.append(ctx.needs_input_grad)
+        x, y = ctx.saved_tensors
+        return grad * y * ctx.factor, grad * x * ctx.factor, None
+
+    transforms.register_autograd(library, "scale", backward=backward, setup_context=setup)
+    x, y = torch.tensor(3.0), torch.tensor(5.0, requires_grad=True)
+    torch.ops.gsalign_test_transforms.scale(x, y, 2.0).backward()
+    assert y.grad == 6.0 and seen == [(False, True, False)]
