@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "natural_log.h"
+
 namespace gsalign {
 
 // Storage of the 16-bit types: bits only, so that host and device see the same layout.
@@ -77,6 +79,9 @@ GSALIGN_DEVICE void barrier() {
 GSALIGN_DEVICE float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+GSALIGN_DEVICE double shuffle_xor(double value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
 // The value of the lane `distance` below; lanes with none below keep their own.
 GSALIGN_DEVICE int shuffle_up(int value, int distance) {
   return __shfl_up_sync(0xffffffffu, value, distance);
@@ -99,6 +104,15 @@ GSALIGN_DEVICE float multiply_add(float a, float b, float c) {
 
 GSALIGN_DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
   sincosf(angle, sine, cosine);
+}
+
+// Natural logarithm to about one unit in the last place: for float the device's own, which takes no
+// division; for double the arithmetic that every implementation shares.
+GSALIGN_DEVICE float logarithm(float x) {
+  return logf(x);
+}
+GSALIGN_DEVICE double logarithm(double x) {
+  return natural_log(x);
 }
 
 // 16 bytes from global to shared memory, both aligned to 16, visible after wait_async_copies() and

@@ -151,6 +151,13 @@ inline float shuffle_xor(float value, int mask) {
   return host::bits_as<float>(
       host::exchange(host::bits_as<std::uint32_t>(value), (host::self.thread % kWarpSize) ^ mask));
 }
+inline double shuffle_xor(double value, int mask) {
+  const std::uint64_t bits = host::bits_as<std::uint64_t>(value);
+  const int source = (host::self.thread % kWarpSize) ^ mask;
+  const std::uint64_t low = host::exchange(static_cast<std::uint32_t>(bits), source);
+  const std::uint64_t high = host::exchange(static_cast<std::uint32_t>(bits >> 32), source);
+  return host::bits_as<double>(high << 32 | low);
+}
 inline int shuffle_up(int value, int distance) {
   const int lane = host::self.thread % kWarpSize;
   return host::bits_as<int>(host::exchange(
@@ -171,6 +178,13 @@ inline float multiply_add(float a, float b, float c) {
 inline void sine_cosine(float angle, float* sine, float* cosine) {
   *sine = std::sin(angle);
   *cosine = std::cos(angle);
+}
+
+inline float logarithm(float x) {
+  return std::log(x);
+}
+inline double logarithm(double x) {
+  return natural_log(x);
 }
 
 inline void copy_async_16(void* shared_target, const void* global_source) {
