@@ -22,12 +22,10 @@
 #include <optional>
 #include <vector>
 
+#include "checks.h"
 #include "launch.h"
 
 namespace gsalign {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr std::int64_t kMaxInt = std::numeric_limits<int>::max();
 
@@ -49,6 +47,13 @@ inline int device_limit(DeviceLimit limit, int device) {
     }
   }
   return value;
+}
+
+// Requires the device of a tensor that is known to be a CUDA tensor.
+inline void check_device(const char* name, const Tensor& tensor, const Tensor& like) {
+  STD_TORCH_CHECK(
+      tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), name,
+      ": is not on the CUDA device of the other arguments");
 }
 
 inline cudaStream_t stream_of(int device) {

@@ -274,10 +274,10 @@ GSALIGN_DEVICE void accumulate_gradient(
 
 // Adds what the blocks left, `partials` [batch, chunks, numbers], in one fixed order and in double.
 // A block makes kReducedNumbers numbers of one sample; threads over (slice of the chunks, number).
-template <typename R>
+template <typename P, typename R>
 GSALIGN_KERNEL(kSplineThreads)
 tps_sum_partials_kernel(
-    const R* partials, R* grad_coefficients, R* grad_control_points, int points, int columns,
+    const P* partials, R* grad_coefficients, R* grad_control_points, int points, int columns,
     int chunks, int blocks_per_sample) {
   const std::int64_t numbers = partial_numbers(points, columns);
   const std::int64_t of_coefficients = numbers - 2 * static_cast<std::int64_t>(points);
@@ -289,7 +289,7 @@ tps_sum_partials_kernel(
   const int slices = block_size() / kReducedNumbers;
   double sum = 0.0;
   if (number < numbers) {
-    const R* column = partials + sample * chunks * numbers + number;
+    const P* column = partials + sample * chunks * numbers + number;
     for (int chunk = slice; chunk < chunks; chunk += slices) {
       sum += static_cast<double>(column[chunk * numbers]);
     }
@@ -311,13 +311,13 @@ GSALIGN_HOST_DEVICE int sum_blocks_per_sample(int points, int columns) {
 }
 
 // Without chunks the gradients are zero.
-template <typename R, typename Stream>
+template <typename P, typename R, typename Stream>
 LaunchStatus launch_sum_partials(
-    const R* partials, R* grad_coefficients, R* grad_control_points, int batch, int points,
+    const P* partials, R* grad_coefficients, R* grad_control_points, int batch, int points,
     int columns, int chunks, int threads, Stream stream) {
   const int blocks_per_sample = sum_blocks_per_sample(points, columns);
   GSALIGN_LAUNCH(
-      tps_sum_partials_kernel<R>, batch * blocks_per_sample, threads,
+      (tps_sum_partials_kernel<P, R>), batch * blocks_per_sample, threads,
       threads * static_cast<int>(sizeof(double)), stream, partials, grad_coefficients,
       grad_control_points, points, columns, chunks, blocks_per_sample);
   return launch_status();

@@ -26,6 +26,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "../common/launch.h"
 #include "tps.h"
@@ -372,13 +373,15 @@ GSALIGN_DEVICE void substitute(const System& system, const Products& t, int colu
   barrier();
 }
 
-// One block per sample. `factors` [batch, factor_doubles(points)], `info` [batch].
+// Blocks over (sample, share of the columns); the first of a sample writes `factors` [batch,
+// factor_doubles(points)] and `info` [batch]. In place a sample has only that one.
 template <typename R, bool kStaged>
 GSALIGN_KERNEL(kSolveThreads)
 tps_solve_kernel(
     const R* control_points, const R* values, double regularization, int points, int columns,
-    int columns_at_once, R* coefficients, double* factors, int* info) {
-  const std::int64_t sample = block_index();
+    int columns_at_once, int share, int splits, R* coefficients, double* factors, int* info) {
+  const std::int64_t sample = block_index() / splits;
+  const bool keeps = block_index() % splits == 0;
   double* own_factors = factors + sample * factor_doubles(points);
   const System system = System::make(
       points, SolveLayout::make(points, columns_at_once, false, kStaged),
@@ -407,30 +410,32 @@ tps_solve_kernel(
   }
   const bool finite = coordinate - coordinate == 0.0;
   const bool solved = finite && independent && definite;
-  const double nan = std::numeric_limits<double>::quiet_NaN();
-  if (thread_index() == 0) {
+  const double nan = NAN;
+  if (keeps && thread_index() == 0) {
     info[sample] = solved ? 0 : (finite ? 1 : 2);
   }
 
   // A sample without a solution gets NaN for R, from which every gradient becomes NaN.
   const int entries = triangle(points);
-  if (kStaged) {
+  if (kStaged && keeps) {
     for (int i = thread_index(); i < entries; i += block_size()) {
       own_factors[i] = system.matrix[i];
     }
   }
-  for (int a = 0; a < 3; ++a) {
+  for (int a = 0; keeps && a < 3; ++a) {
     double* target = own_factors + entries + reflector_start(a, points);
     for (int i = a + thread_index(); i < points; i += block_size()) {
       target[i] = system.reflector(a)[i];
     }
   }
-  for (int i = thread_index(); i < 6; i += block_size()) {
+  for (int i = thread_index(); keeps && i < 6; i += block_size()) {
     own_factors[entries + 3 * points - 3 + i] = solved ? system.r[i] : nan;
   }
 
-  for (int first = 0; first < columns; first += columns_at_once) {
-    const int here = columns - first < columns_at_once ? columns - first : columns_at_once;
+  const int begin = block_index() % splits * share;
+  const int end = columns - begin < share ? columns : begin + share;
+  for (int first = begin; first < end; first += columns_at_once) {
+    const int here = end - first < columns_at_once ? end - first : columns_at_once;
     for (int i = thread_index(); i < (points + 3) * here; i += block_size()) {
       const std::int64_t row = i / here;
       system.work[i] =
@@ -448,14 +453,16 @@ tps_solve_kernel(
   }
 }
 
-// The adjoint, one block per sample: L is symmetric, so L z = g is the same solve; the values get
-// z[:points], the matrix gets -z w^T, which the control points are chained to.
+// The adjoint, blocks over (sample, share of the columns): L is symmetric, so L z = g is the same
+// solve; the values get z[:points], the matrix gets -z w^T, which the control points are chained
+// to. Where a sample has several blocks, theirs lie in `partials` [batch, splits, points, 2].
 template <typename R, bool kStaged>
 GSALIGN_KERNEL(kSolveThreads)
 tps_solve_backward_kernel(
     const R* grad, const R* coefficients, const R* control_points, const double* factors,
-    int points, int columns, int columns_at_once, R* grad_control_points, R* grad_values) {
-  const std::int64_t sample = block_index();
+    int points, int columns, int columns_at_once, int share, int splits, R* grad_control_points,
+    R* grad_values, double* partials) {
+  const std::int64_t sample = block_index() / splits;
   const double* own_factors = factors + sample * factor_doubles(points);
   const System system = System::make(
       points, SolveLayout::make(points, columns_at_once, true, kStaged),
@@ -485,8 +492,10 @@ tps_solve_backward_kernel(
   const int lane = thread_index() % kWarpSize;
   const int warps = block_size() / kWarpSize;
   const R* w = coefficients + sample * (points + 3) * columns;
-  for (int first = 0; first < columns; first += columns_at_once) {
-    const int here = columns - first < columns_at_once ? columns - first : columns_at_once;
+  const int begin = block_index() % splits * share;
+  const int end = columns - begin < share ? columns : begin + share;
+  for (int first = begin; first < end; first += columns_at_once) {
+    const int here = end - first < columns_at_once ? end - first : columns_at_once;
     for (int i = thread_index(); i < (points + 3) * here; i += block_size()) {
       system.work[i] = static_cast<double>(
           grad[(sample * (points + 3) + i / here) * columns + first + i % here]);
@@ -531,7 +540,11 @@ tps_solve_backward_kernel(
     barrier();  // before the right-hand sides are overwritten, and for the sums below
   }
   for (int i = thread_index(); i < 2 * points; i += block_size()) {
-    grad_control_points[sample * points * 2 + i] = static_cast<R>(system.gradients[i]);
+    if (splits == 1) {
+      grad_control_points[sample * points * 2 + i] = static_cast<R>(system.gradients[i]);
+    } else {
+      partials[static_cast<std::int64_t>(block_index()) * points * 2 + i] = system.gradients[i];
+    }
   }
 }
 
@@ -688,18 +701,20 @@ LaunchStatus launch_solve(
       return status;
     }
     GSALIGN_LAUNCH(
-        kernel, batch, plan.threads, plan.shared_bytes, stream, control_points, values,
-        regularization, points, columns, plan.columns, coefficients, factors, info);
+        kernel, batch * plan.splits, plan.threads, plan.shared_bytes, stream, control_points,
+        values, regularization, points, columns, plan.columns, plan.share, plan.splits,
+        coefficients, factors, info);
     return launch_status();
   };
   return plan.staged ? launch(std::true_type{}) : launch(std::false_type{});
 }
 
+// `partials` has batch * splits * 2 * points doubles where the plan has several blocks per sample.
 template <typename R, typename Stream>
 LaunchStatus launch_solve_backward(
     const R* grad, const R* coefficients, const R* control_points, const double* factors, int batch,
     int points, int columns, const SolvePlan& plan, R* grad_control_points, R* grad_values,
-    int device, Stream stream) {
+    double* partials, int device, Stream stream) {
   const auto launch = [&](auto staged) {
     constexpr auto kernel = &tps_solve_backward_kernel<R, staged()>;
     const LaunchStatus status = allow_shared_memory<kernel>(plan.shared_bytes, device);
@@ -707,11 +722,19 @@ LaunchStatus launch_solve_backward(
       return status;
     }
     GSALIGN_LAUNCH(
-        kernel, batch, plan.threads, plan.shared_bytes, stream, grad, coefficients, control_points,
-        factors, points, columns, plan.columns, grad_control_points, grad_values);
+        kernel, batch * plan.splits, plan.threads, plan.shared_bytes, stream, grad, coefficients,
+        control_points, factors, points, columns, plan.columns, plan.share, plan.splits,
+        grad_control_points, grad_values, partials);
     return launch_status();
   };
-  return plan.staged ? launch(std::true_type{}) : launch(std::false_type{});
+  const LaunchStatus status = plan.staged ? launch(std::true_type{}) : launch(std::false_type{});
+  if (status != kLaunched || plan.splits == 1) {
+    return status;
+  }
+  // The sum over blocks of a spline without columns: of control points alone.
+  return launch_sum_partials(
+      partials, static_cast<R*>(nullptr), grad_control_points, batch, points, 0, plan.splits,
+      kSplineThreads, stream);
 }
 
 // Calls `launch` with the number of columns that a thread holds, as a type.

@@ -55,11 +55,17 @@ struct SolvePlan {
   bool staged;       // the matrix in shared memory, else in place in `factors`
   int threads;       // per block
   int columns;       // right-hand sides solved at a time
+  int splits;        // blocks per sample, each with its share of the columns
+  int share;         // columns of a block
   int shared_bytes;  // dynamic shared memory
 };
 
-inline SolvePlan plan_solve(int points, int columns, bool backward, int shared_per_block) {
-  SolvePlan plan{true, 0, 0, 0};
+// Many columns of few samples (control points shared by a batch, a basis) are spread over blocks,
+// which factor the matrix each for itself; in place they cannot, forward.
+inline SolvePlan plan_solve(
+    int points, int columns, bool backward, std::int64_t batch, int multiprocessors,
+    int shared_per_block) {
+  SolvePlan plan{true, 0, 0, 1, 0, 0};
   const auto bytes = [&](int most) {
     plan.columns = columns < 1 ? 1 : (columns < most ? columns : most);
     return SolveLayout::make(points, plan.columns, backward, plan.staged).total *
@@ -72,6 +78,14 @@ inline SolvePlan plan_solve(int points, int columns, bool backward, int shared_p
   }
   // Few rows leave most threads of a wide block idle, but waiting at its barriers.
   plan.threads = points <= 16 ? 32 : (points <= 32 ? 64 : (points <= 64 ? 128 : kSolveThreads));
+  const int groups = columns < 1 ? 1 : (columns - 1) / plan.columns + 1;
+  int each = groups;
+  if ((plan.staged || backward) && batch > 0 && batch < multiprocessors) {
+    const int wanted = static_cast<int>((multiprocessors + batch - 1) / batch);
+    each = (groups + wanted - 1) / wanted;
+  }
+  plan.splits = (groups + each - 1) / each;
+  plan.share = each * plan.columns;
   return plan;
 }
 

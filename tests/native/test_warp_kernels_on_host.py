@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import struct
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from host_driver import BUILDS, Run, compile_drivers, needs_compiler, run, run_builds
 
-FOLDER = Path(__file__).parent
-BUILDS = {
-    "plain": ["-O1"],
-    "address": ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "thread": ["-O1", "-g1", "-fsanitize=thread"],
-}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Relative error of a whole tensor; half types are computed in float32 and rounded once.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+pytestmark = needs_compiler
 
 
 @dataclass(frozen=True)
@@ -188,64 +180,26 @@ def read_results(path: Path, cases: tuple[Case, ...]) -> dict[str, Result]:
 
 @pytest.fixture(scope="session")
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The driver, compiled once per sanitizer."""
-    folder = tmp_path_factory.mktemp("drivers")
-
-    def compile_one(name: str) -> Path:
-        target = folder / name
-        command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{FOLDER}"]
-        command += [*BUILDS[name], str(FOLDER / "warp_driver.cpp"), "-o", str(target), "-pthread"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(BUILDS, pool.map(compile_one, BUILDS), strict=True))
-
-
-def run(
-    driver: Path, folder: Path, cases: tuple[Case, ...], *options: str
-) -> subprocess.CompletedProcess[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_cases(folder / "cases", cases)
-    environment = dict(os.environ, TSAN_OPTIONS="halt_on_error=1", ASAN_OPTIONS="detect_leaks=0")
-    return subprocess.run(
-        [str(driver), str(folder / "cases"), str(folder / "results"), *options],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
+    return compile_drivers("warp_driver.cpp", tmp_path_factory.mktemp("drivers"))
 
 
 @pytest.fixture(scope="session")
-def runs(
-    drivers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[subprocess.CompletedProcess[str], Path]]:
+def runs(drivers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """Every case under every build."""
-    folder = tmp_path_factory.mktemp("runs")
-
-    def run_one(name: str) -> tuple[subprocess.CompletedProcess[str], Path]:
-        return run(drivers[name], folder / name, CASES), folder / name / "results"
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(BUILDS, pool.map(run_one, BUILDS), strict=True))
+    writers = dict.fromkeys(BUILDS, lambda path: write_cases(path, CASES))
+    return run_builds(drivers, tmp_path_factory.mktemp("runs"), writers)
 
 
 @pytest.fixture(scope="session")
-def results(
-    runs: dict[str, tuple[subprocess.CompletedProcess[str], Path]],
-) -> dict[str, Result]:
-    done, path = runs["plain"]
+def results(runs: dict[str, Run]) -> dict[str, Result]:
+    done = runs["plain"].done
     assert done.returncode == 0, done.stderr
-    return read_results(path, CASES)
+    return read_results(runs["plain"].results, CASES)
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_runs_clean_and_twice_the_same(
-    build: str, runs: dict[str, tuple[subprocess.CompletedProcess[str], Path]]
-) -> None:
-    done, _ = runs[build]
+def test_runs_clean_and_twice_the_same(build: str, runs: dict[str, Run]) -> None:
+    done = runs[build].done
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr == ""
 
@@ -320,7 +274,8 @@ def test_thread_sanitizer_finds_a_missing_barrier(
     passes: int, barrier: int, drivers: dict[str, Path], tmp_path: Path
 ) -> None:
     case = replace(SMALL, passes=passes)
-    done = run(drivers["thread"], tmp_path, (case,), "--skip-barrier", str(barrier))
+    writer = partial(write_cases, cases=(case,))
+    done = run(drivers["thread"], tmp_path, writer, "--skip-barrier", str(barrier)).done
     assert done.returncode != 0
     assert "ThreadSanitizer" in done.stderr  # a data race, or what came of reading poison
 
@@ -330,6 +285,7 @@ def test_address_sanitizer_finds_a_step_past_shared_memory(
     passes: int, drivers: dict[str, Path], tmp_path: Path
 ) -> None:
     case = replace(SMALL, passes=passes)
-    done = run(drivers["address"], tmp_path, (case,), "--missing-shared", "4")
+    writer = partial(write_cases, cases=(case,))
+    done = run(drivers["address"], tmp_path, writer, "--missing-shared", "4").done
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr

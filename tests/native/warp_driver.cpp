@@ -11,51 +11,21 @@
 // the program with 3.
 #define GSALIGN_HOST_LAUNCH "host_launch.h"
 #include "../../csrc/warp/warp_kernels.cuh"
-
-#include <cstdio>
-#include <string>
-#include <vector>
+#include "driver.h"
 
 namespace {
 
 using namespace gsalign;
 using namespace gsalign::warp;
+using host::keep_first;
+using host::poisoned;
+using host::read;
+using host::write;
 
 struct Header {
   std::int32_t type, batch, height, width, prefix, channels, points, threads, vectors;
   std::int32_t shared_per_block, shared_per_multiprocessor, multiprocessors, passes, repeats;
 };
-
-std::FILE* open_file(const char* path, const char* mode) {
-  std::FILE* file = std::fopen(path, mode);
-  if (file == nullptr) {
-    std::fprintf(stderr, "cannot open %s\n", path);
-    std::exit(2);
-  }
-  return file;
-}
-
-template <typename V>
-void read(std::FILE* file, V* values, std::size_t count) {
-  if (count > 0 && std::fread(values, sizeof(V), count, file) != count) {
-    std::fprintf(stderr, "the case file ends too early\n");
-    std::exit(2);
-  }
-}
-
-std::vector<float> read_floats(std::FILE* file, std::size_t count) {
-  std::vector<float> values(count);
-  read(file, values.data(), count);
-  return values;
-}
-
-template <typename V>
-void write(std::FILE* file, const V* values, std::size_t count) {
-  if (count > 0 && std::fwrite(values, sizeof(V), count, file) != count) {
-    std::fprintf(stderr, "cannot write the results\n");
-    std::exit(2);
-  }
-}
 
 template <typename T>
 std::vector<T> narrow(const std::vector<float>& values) {
@@ -75,37 +45,17 @@ void write_widened(std::FILE* file, const std::vector<T>& values) {
   write(file, result.data(), result.size());
 }
 
-// Memory that nothing has written yet, recognisable: every bit set, which is a NaN in every type.
-template <typename T>
-std::vector<T> poisoned(std::size_t count) {
-  std::vector<T> values(count);
-  if (count > 0) {
-    std::memset(static_cast<void*>(values.data()), 0xff, count * sizeof(T));
-  }
-  return values;
-}
-
-template <typename T>
-void keep_first(std::vector<T>& first, std::vector<T> now, bool is_first) {
-  if (is_first) {
-    first = std::move(now);
-  } else if (!now.empty() && std::memcmp(first.data(), now.data(), now.size() * sizeof(T)) != 0) {
-    std::fprintf(stderr, "two runs differ\n");
-    std::exit(3);
-  }
-}
-
 template <typename T>
 void run_case(std::FILE* cases, std::FILE* results, const Header& h) {
   const std::size_t map = static_cast<std::size_t>(h.height) * h.width;
   const std::size_t values = h.batch * (h.prefix + map) * h.channels;
   float eta = 0.0f;
   read(cases, &eta, 1);
-  const std::vector<T> tokens = narrow<T>(read_floats(cases, values));
-  const std::vector<T> gradient = narrow<T>(read_floats(cases, values));
-  const std::vector<float> points = read_floats(cases, 2 * h.points);
-  const std::vector<float> angle = read_floats(cases, h.batch);
-  const std::vector<float> basis = read_floats(cases, map * h.points);
+  const std::vector<T> tokens = narrow<T>(host::read_values<float>(cases, values));
+  const std::vector<T> gradient = narrow<T>(host::read_values<float>(cases, values));
+  const std::vector<float> points = host::read_values<float>(cases, 2 * h.points);
+  const std::vector<float> angle = host::read_values<float>(cases, h.batch);
+  const std::vector<float> basis = host::read_values<float>(cases, map * h.points);
   const Chip chip{h.multiprocessors, h.shared_per_block, h.shared_per_multiprocessor};
   const int queries = static_cast<int>(map);
   const void* stream = nullptr;
@@ -169,34 +119,15 @@ void run_case(std::FILE* cases, std::FILE* results, const Header& h) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 3) {
-    std::fprintf(
-        stderr,
-        "usage: warp_driver CASES RESULTS [--skip-barrier N] "
-        "[--missing-shared BYTES]\n");
-    return 2;
-  }
-  for (int i = 3; i + 1 < argc; i += 2) {
-    const std::string option = argv[i];
-    (option == "--skip-barrier" ? gsalign::host::faults.skipped_barrier
-                                : gsalign::host::faults.missing_shared) = std::atoi(argv[i + 1]);
-  }
-  std::FILE* cases = open_file(argv[1], "rb");
-  std::FILE* results = open_file(argv[2], "wb");
-  Header header{};
-  while (std::fread(&header, sizeof(header), 1, cases) == 1) {
-    switch (header.type) {
-      case 0:
-        run_case<float>(cases, results, header);
-        break;
-      case 1:
-        run_case<gsalign::Half>(cases, results, header);
-        break;
-      default:
-        run_case<gsalign::BFloat16>(cases, results, header);
-    }
-  }
-  std::fclose(cases);
-  std::fclose(results);
-  return 0;
+  return host::run_cases<Header>(
+      argc, argv, [](std::FILE* cases, std::FILE* results, const Header& header) {
+        switch (header.type) {
+          case 0:
+            return run_case<float>(cases, results, header);
+          case 1:
+            return run_case<Half>(cases, results, header);
+          default:
+            return run_case<BFloat16>(cases, results, header);
+        }
+      });
 }

@@ -1,0 +1,69 @@
+"""Compiling and running the programs that execute CUDA kernels with host threads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+BUILDS = {
+    "plain": ["-O1"],
+    "address": ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-O1", "-g1", "-fsanitize=thread"],
+}
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a driver ended, and where its results lie."""
+
+    done: subprocess.CompletedProcess[str]
+    results: Path
+
+
+def compile_drivers(source: str, folder: Path) -> dict[str, Path]:
+    """The program of a source file of this folder, compiled once per build."""
+
+    def compile_one(name: str) -> Path:
+        target = folder / name
+        command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{FOLDER}"]
+        command += [*BUILDS[name], str(FOLDER / source), "-o", str(target), "-pthread"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(BUILDS, pool.map(compile_one, BUILDS), strict=True))
+
+
+def run(driver: Path, folder: Path, write_cases: Callable[[Path], None], *options: str) -> Run:
+    """Runs a driver on the cases that ``write_cases`` writes to the path it is given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_cases(folder / "cases")
+    environment = dict(os.environ, TSAN_OPTIONS="halt_on_error=1", ASAN_OPTIONS="detect_leaks=0")
+    done = subprocess.run(
+        [str(driver), str(folder / "cases"), str(folder / "results"), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    return Run(done, folder / "results")
+
+
+def run_builds(
+    drivers: dict[str, Path], folder: Path, write_cases: dict[str, Callable[[Path], None]]
+) -> dict[str, Run]:
+    """Runs every build on the cases written for it."""
+    with ThreadPoolExecutor(2) as pool:
+        runs = pool.map(lambda b: run(drivers[b], folder / b, write_cases[b]), BUILDS)
+        return dict(zip(BUILDS, runs, strict=True))

@@ -1,0 +1,294 @@
+"""The CUDA kernels of thin-plate splines, run with host threads, plain and under the sanitizers."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from host_driver import BUILDS, Run, compile_drivers, needs_compiler, run, run_builds
+
+from gsalign_kernels.reference import tps as reference
+
+DTYPES = (torch.float32, torch.float64)
+SOLVE, SOLVE_BACKWARD, FORWARD, GRADIENT, POINTS_BACKWARD = 1, 2, 4, 8, 16
+EVERYTHING, SOLVES, EVALUATIONS = 31, 3, 28
+# Relative error of a whole tensor against float64. The solve computes in float64, so what is left
+# of float32 is one rounding; its adjoint starts from rounded coefficients, which the system's
+# condition magnifies.
+TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13}
+SOLVED = {torch.float32: 1e-7, torch.float64: 1e-11}
+ADJOINT = {torch.float32: 2e-5, torch.float64: 1e-10}
+
+pytestmark = needs_compiler
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem, and the chip that the plans are made for. Threads and tile of 0: as planned."""
+
+    name: str
+    dtype: torch.dtype = torch.float64
+    batch: int = 2
+    points: int = 5
+    columns: int = 2
+    count: int = 7
+    height: int = 3
+    width: int = 4
+    align_corners: bool = True
+    regularization: float = 0.0
+    passes: int = EVERYTHING
+    solve_threads: int = 64
+    threads: int = 64
+    tile: int = 0
+    multiprocessors: int = 1
+    shared_per_block: int = 200 * 1024
+    repeats: int = 1
+    control_points: str = "spread"
+    under_threads: bool = True  # whether the thread sanitizer, which is slow, sees this case
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """In float64, rounded to the type, in the order of the driver's file."""
+        generator = torch.Generator().manual_seed(len(self.name) + 31 * self.points)
+
+        def normal(*size: int) -> torch.Tensor:
+            return torch.randn(*size, generator=generator, dtype=torch.float64).to(self.dtype)
+
+        side = math.ceil(math.sqrt(self.points))
+        axis = torch.linspace(-1, 1, side, dtype=torch.float64)
+        lattice = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+        jitter = normal(self.batch, self.points, 2).clamp(-1, 1) * (0.25 / side)
+        control_points = (lattice[: self.points] + jitter).to(self.dtype)
+        if self.batch > 1:  # one bad sample beside good ones
+            if self.control_points == "repeated":
+                control_points[1, -1] = control_points[1, 0]
+            elif self.control_points == "collinear":
+                control_points[1, :, 1] = 2 * control_points[1, :, 0] - 0.25
+            elif self.control_points == "not a number":
+                control_points[1, -1, 1] = float("nan")
+            elif self.control_points == "infinite":
+                control_points[1, 0, 0] = float("-inf")
+        order = (self.batch, self.points + 3, self.columns)
+        points = normal(self.batch, self.count, 2)
+        if self.count > 0 and self.batch > 0:
+            points[0, 0] = control_points[0, 0]  # the distance is zero
+        return tuple(
+            tensor.double()
+            for tensor in (
+                control_points,
+                normal(self.batch, self.points, self.columns),
+                normal(*order),
+                normal(*order),
+                points,
+                normal(self.batch, self.count, self.columns),
+                normal(self.batch, self.height, self.width, self.columns),
+            )
+        )
+
+
+CASES = (
+    Case("three points", points=3, repeats=2),
+    Case("four points", points=4, count=130, dtype=torch.float32, repeats=2),
+    Case("five points, no column", columns=0),
+    Case("one column", columns=1, points=4),
+    Case("columns in two groups", columns=11, points=6, count=3, repeats=2),
+    Case("as many columns as points", columns=16, points=16, dtype=torch.float32, passes=SOLVES),
+    Case("columns over blocks", columns=33, points=5, batch=1, multiprocessors=8, repeats=2),
+    Case("some over blocks", columns=20, points=4, multiprocessors=4, passes=SOLVES),
+    Case("sixteen points as planned", points=16, solve_threads=0, dtype=torch.float32),
+    Case("thirty-three points", points=33, columns=5, passes=SOLVES, repeats=2),
+    Case("seventy points over a narrow block", points=70, threads=32, passes=EVALUATIONS),
+    Case("regularised", points=9, regularization=0.05, align_corners=False),
+    Case("repeated but regularised", regularization=0.05, control_points="repeated"),
+    Case("in place", points=12, columns=5, shared_per_block=2900, repeats=2),
+    Case("two tiles", count=300, points=4, tile=160, dtype=torch.float32, repeats=2),
+    Case("many tiles", count=600, points=3, tile=32, batch=1),
+    Case("tile for a small batch", count=1000, points=3, batch=1, passes=GRADIENT),
+    Case("one pixel", height=1, width=1, count=1, align_corners=False),
+    Case("one row", height=1, width=9),
+    Case("one column of pixels", height=9, width=1, align_corners=False),
+    Case("empty batch", batch=0),
+    Case("no points", count=0, repeats=2),
+    *(
+        Case(f"{kind}, {dtype}", dtype=dtype, points=count, control_points=kind, passes=SOLVES)
+        for dtype in DTYPES
+        for kind in ("repeated", "collinear", "not a number", "infinite")
+        for count in (3, 9)
+    ),
+    *(
+        Case(f"{kind}, large", points=100, control_points=kind, passes=SOLVES, under_threads=False)
+        for kind in ("repeated", "collinear", "not a number")
+    ),
+    Case("a hundred points", points=100, passes=SOLVES, under_threads=False),
+    Case("a hundred in float", torch.float32, points=100, passes=SOLVES, under_threads=False),
+    Case("a hundred, every column", points=100, columns=100, batch=1, passes=SOLVE,
+         under_threads=False),
+    Case("as planned", points=128, batch=1, solve_threads=0, passes=SOLVES, under_threads=False),
+    Case("many in place", points=128, passes=SOLVES, shared_per_block=60000, under_threads=False),
+    Case("chunks of control points", points=300, batch=1, passes=EVALUATIONS, count=40,
+         under_threads=False),
+    Case("long sums in float", torch.float32, points=130, batch=1, passes=EVALUATIONS, count=1500,
+         threads=256, columns=3, under_threads=False),
+)  # fmt: skip
+BY_BUILD = {
+    "plain": CASES,
+    "address": CASES,
+    "thread": tuple(case for case in CASES if case.under_threads),
+}
+NAMES = (
+    *("coefficients", "info", "solve_d_control_points", "solve_d_values"),
+    *("values", "d_coefficients", "d_control_points", "d_points"),
+    *("map", "map_d_coefficients", "map_d_control_points"),
+)
+
+
+def write_cases(path: Path, cases: tuple[Case, ...]) -> None:
+    with open(path, "wb") as file:
+        for case in cases:
+            header = (
+                *(DTYPES.index(case.dtype), case.batch, case.points, case.columns, case.count),
+                *(case.height, case.width, case.align_corners, case.passes, case.solve_threads),
+                *(case.threads, case.tile, case.multiprocessors, case.shared_per_block),
+                case.repeats,
+            )
+            file.write(struct.pack("<15i", *header))
+            file.write(struct.pack("<d", case.regularization))
+            for tensor in case.tensors():
+                file.write(tensor.contiguous().numpy().tobytes())
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the driver wrote for one case: tensors by name, and (staged, threads, columns, splits,
+    bytes of shared memory) of both solves."""
+
+    plan: tuple[int, ...]
+    adjoint_plan: tuple[int, ...]
+    tile: int
+    tensors: dict[str, torch.Tensor]
+
+
+def read_results(path: Path, cases: tuple[Case, ...]) -> dict[str, Result]:
+    data = path.read_bytes()
+    results, at = {}, 0
+    for case in cases:
+        told = struct.unpack_from("<11i", data, at)
+        at += 44
+        tensors = {}
+        batch, rows = case.batch, case.points + 3
+        of_points = (batch, case.points, 2)
+        shapes = (
+            *((batch, rows, case.columns), (batch,), of_points, (batch, case.points, case.columns)),
+            *((batch, case.count, case.columns), (batch, rows, case.columns), of_points),
+            *((batch, case.count, 2), (batch, case.height, case.width, case.columns)),
+            *((batch, rows, case.columns), of_points),
+        )
+        for name, shape in zip(NAMES, shapes, strict=True):
+            count = int(np.prod(shape))
+            values = np.frombuffer(data, np.float64, count, at).reshape(shape)
+            tensors[name] = torch.from_numpy(values.copy())
+            at += 8 * count
+        results[case.name] = Result(told[:5], told[5:10], told[10], tensors)
+    assert at == len(data)
+    return results
+
+
+def expected(case: Case) -> dict[str, torch.Tensor]:
+    """What was asked for, by the reference in float64; NaN for samples without a solution."""
+    control, values, by_coefficients, coefficients, points, by_values, by_map = case.tensors()
+    wanted = {}
+    if case.passes & SOLVE:
+        leaves = (control.clone().requires_grad_(), values.clone().requires_grad_())
+        solved, info = reference.tps_solve(*leaves, case.regularization)
+        wanted["coefficients"], wanted["info"] = solved.detach(), info.double()
+        good = info == 0
+        if case.passes & SOLVE_BACKWARD:
+            gradients = torch.autograd.grad(solved[good], leaves, by_coefficients[good])
+            for name, gradient in zip(NAMES[2:4], gradients, strict=True):
+                gradient[~good] = float("nan")
+                wanted[name] = gradient
+    leaves = tuple(t.clone().requires_grad_() for t in (coefficients, control, points))
+    there = reference.tps_evaluate(*leaves)
+    dense = reference.tps_grid(*leaves[:2], (case.height, case.width), case.align_corners)
+    if case.passes & FORWARD:
+        wanted["values"], wanted["map"] = there.detach(), dense.detach()
+    gradients = torch.autograd.grad(there, leaves, by_values)
+    if case.passes & GRADIENT:
+        wanted["d_coefficients"], wanted["d_control_points"] = gradients[:2]
+        of_map = torch.autograd.grad(dense, leaves[:2], by_map)
+        wanted["map_d_coefficients"], wanted["map_d_control_points"] = of_map
+    if case.passes & POINTS_BACKWARD:
+        wanted["d_points"] = gradients[2]
+    return wanted
+
+
+@pytest.fixture(scope="session")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return compile_drivers("tps_driver.cpp", tmp_path_factory.mktemp("drivers"))
+
+
+@pytest.fixture(scope="session")
+def runs(drivers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    writers = {build: partial(write_cases, cases=cases) for build, cases in BY_BUILD.items()}
+    return run_builds(drivers, tmp_path_factory.mktemp("runs"), writers)
+
+
+@pytest.fixture(scope="session")
+def results(runs: dict[str, Run]) -> dict[str, Result]:
+    done = runs["plain"].done
+    assert done.returncode == 0, done.stderr
+    return read_results(runs["plain"].results, CASES)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_runs_clean_and_twice_the_same(build: str, runs: dict[str, Run]) -> None:
+    done = runs[build].done
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr == ""
+
+
+def relative_error(actual: torch.Tensor, wanted: torch.Tensor) -> float:
+    scale = float(wanted.norm())
+    error = float((actual - wanted).norm())
+    return error / scale if scale > 0 else error
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernels_agree_with_the_reference(case: Case, results: dict[str, Result]) -> None:
+    actual, wanted = results[case.name].tensors, expected(case)
+    if "info" in wanted:
+        assert torch.equal(actual["info"], wanted["info"])
+    for name, right in wanted.items():
+        got = actual[name]
+        assert torch.equal(got.isnan(), right.isnan()), name  # also: nothing was left poisoned
+        tolerance = TOLERANCE
+        if name == "coefficients":
+            tolerance = SOLVED
+        elif name.startswith("solve_d"):
+            tolerance = ADJOINT
+        assert relative_error(got.nan_to_num(), right.nan_to_num()) <= tolerance[case.dtype], name
+
+
+def test_cases_reach_every_path(results: dict[str, Result]) -> None:
+    plans = {name: result.plan for name, result in results.items()}
+    adjoint_plans = {name: result.adjoint_plan for name, result in results.items()}
+    in_place = {"in place", "many in place"}
+    assert {name for name, plan in plans.items() if not plan[0]} == in_place
+    assert {name for name, plan in adjoint_plans.items() if not plan[0]} == in_place
+    assert plans["columns over blocks"][3] == adjoint_plans["columns over blocks"][3] == 5
+    assert plans["some over blocks"][3] == 2
+    assert plans["a hundred, every column"][3] == 1  # of a chip of one multiprocessor
+    assert plans["sixteen points as planned"][1] == 32
+    assert plans["as planned"][1] == 256
+    assert results["tile for a small batch"].tile == 512
+    bad = {result.tensors["info"].tolist()[1] for name, result in results.items() if "," in name
+           and len(result.tensors["info"]) > 1}  # fmt: skip
+    assert bad >= {1.0, 2.0}
+
+
+SMALL = Case("small", points=6, columns=3, count=70, batch=1, height=1, width=1)
