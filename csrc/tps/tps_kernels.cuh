@@ -401,12 +401,16 @@ tps_solve_kernel(
   const double rounding = points * 2.220446049250313e-16;
   const bool definite = factorize(system, rounding * (phi + regularization));
 
+  // Points on a line leave R_22 a few roundings, which R_12 / R_11 magnifies: how much the second
+  // reflection turns when its column is rounded.
   const double smallest =
-      rounding * std::sqrt(static_cast<double>(points)) * larger(1.0, coordinate);
+      2.0 * rounding * std::sqrt(static_cast<double>(points)) * larger(1.0, coordinate);
+  const double magnified = smallest * (1.0 + std::fabs(system.r[4] / system.r[3]));
   bool independent = true;
   for (const int place : {0, 3, 5}) {
     const double diagonal = std::fabs(system.r[place]);
-    independent = independent && diagonal > smallest && diagonal - diagonal == 0.0;
+    independent =
+        independent && diagonal > (place == 5 ? magnified : smallest) && diagonal - diagonal == 0.0;
   }
   const bool finite = coordinate - coordinate == 0.0;
   const bool solved = finite && independent && definite;

@@ -115,7 +115,7 @@ CASES = (
     Case("empty batch", batch=0),
     Case("no points", count=0, repeats=2),
     *(
-        Case(f"{kind}, {dtype}", dtype=dtype, points=count, control_points=kind, passes=SOLVES)
+        Case(f"{kind}, {count}, {dtype}", dtype=dtype, points=count, control_points=kind, passes=SOLVES)
         for dtype in DTYPES
         for kind in ("repeated", "collinear", "not a number", "infinite")
         for count in (3, 9)
