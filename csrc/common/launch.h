@@ -42,7 +42,9 @@ struct Int4 {
 
 #define GSALIGN_DEVICE __device__ __forceinline__
 #define GSALIGN_UNROLL _Pragma("unroll")
-#define GSALIGN_KERNEL(max_threads) static __global__ void __launch_bounds__(max_threads)
+// The most threads of a block, and where the compiler would otherwise spill for the sake of more,
+// the fewest blocks that must fit on a multiprocessor.
+#define GSALIGN_KERNEL(...) static __global__ void __launch_bounds__(__VA_ARGS__)
 
 // Launches; launch_status() after it says whether that went well.
 #define GSALIGN_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \

@@ -376,7 +376,7 @@ GSALIGN_DEVICE void substitute(const System& system, const Products& t, int colu
 // Blocks over (sample, share of the columns); the first of a sample writes `factors` [batch,
 // factor_doubles(points)] and `info` [batch]. In place a sample has only that one.
 template <typename R, bool kStaged>
-GSALIGN_KERNEL(kSolveThreads)
+GSALIGN_KERNEL(kSolveThreads, 2)
 tps_solve_kernel(
     const R* control_points, const R* values, double regularization, int points, int columns,
     int columns_at_once, int share, int splits, R* coefficients, double* factors, int* info) {
@@ -461,7 +461,7 @@ tps_solve_kernel(
 // solve; the values get z[:points], the matrix gets -z w^T, which the control points are chained
 // to. Where a sample has several blocks, theirs lie in `partials` [batch, splits, points, 2].
 template <typename R, bool kStaged>
-GSALIGN_KERNEL(kSolveThreads)
+GSALIGN_KERNEL(kSolveThreads, 2)
 tps_solve_backward_kernel(
     const R* grad, const R* coefficients, const R* control_points, const double* factors,
     int points, int columns, int columns_at_once, int share, int splits, R* grad_control_points,
@@ -659,7 +659,7 @@ tps_points_backward_kernel(
 // Sums of the gradients of coefficients and control points over a tile of points; blocks over
 // (sample, tile). `partials` [batch, tiles, partial_numbers()].
 template <typename R, int kColumns>
-GSALIGN_KERNEL(kSplineThreads)
+GSALIGN_KERNEL(kSplineThreads, sizeof(R) * kColumns == 8 ? 4 : 2)
 tps_gradient_kernel(
     Splines<R> splines, Points<R> points, const R* grad, int tile_size, int tiles, R* partials) {
   const std::int64_t sample = block_index() / tiles;

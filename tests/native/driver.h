@@ -66,19 +66,24 @@ void keep_first(std::vector<T>& first, std::vector<T> now, bool is_first) {
   }
 }
 
-// DRIVER CASES RESULTS [--skip-barrier N] [--missing-shared BYTES]: reads headers until the cases
-// end and hands each to run_case(cases, results, header).
+// DRIVER CASES RESULTS [--skip-barrier N] [--missing-shared BYTES] [--launch N]: reads headers
+// until the cases end and hands each to run_case(cases, results, header). The faults are those of
+// host_launch.h.
 template <typename Header, typename RunCase>
 int run_cases(int argc, char** argv, RunCase run_case) {
   if (argc < 3) {
     std::fprintf(
-        stderr, "usage: %s CASES RESULTS [--skip-barrier N] [--missing-shared BYTES]\n", argv[0]);
+        stderr,
+        "usage: %s CASES RESULTS [--skip-barrier N] [--missing-shared BYTES] [--launch N]\n",
+        argv[0]);
     return 2;
   }
   for (int i = 3; i + 1 < argc; i += 2) {
     const std::string option = argv[i];
-    (option == "--skip-barrier" ? faults.skipped_barrier : faults.missing_shared) =
-        std::atoi(argv[i + 1]);
+    int& fault = option == "--skip-barrier"     ? faults.skipped_barrier
+                 : option == "--missing-shared" ? faults.missing_shared
+                                                : faults.launch;
+    fault = std::atoi(argv[i + 1]);
   }
   std::FILE* cases = open_file(argv[1], "rb");
   std::FILE* results = open_file(argv[2], "wb");

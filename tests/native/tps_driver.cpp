@@ -1,6 +1,6 @@
 // Runs the CUDA kernels of thin-plate splines on the host, on cases read from a file.
 //
-//   tps_driver CASES RESULTS [--skip-barrier N] [--missing-shared BYTES]
+//   tps_driver CASES RESULTS [--skip-barrier N] [--missing-shared BYTES] [--launch N]
 //
 // CASES is a sequence of records: a Header, the regularisation as float64, then float64 control
 // points, values, gradient by the coefficients, coefficients to evaluate, points, gradient by the

@@ -1,6 +1,6 @@
 // Runs the CUDA kernels of the token warp on the host, on cases read from a file.
 //
-//   warp_driver CASES RESULTS [--skip-barrier N] [--missing-shared BYTES]
+//   warp_driver CASES RESULTS [--skip-barrier N] [--missing-shared BYTES] [--launch N]
 //
 // CASES is a sequence of records: 14 int32 (type 0 float32, 1 float16, 2 bfloat16; batch, height,
 // width, prefix, channels, points, threads, 16-byte vectors allowed, shared memory per block, per
