@@ -381,10 +381,10 @@ def _grid_backward(call: Any, ctx: Any, grad: Tensor) -> Any:
     return *call(grad, *ctx.saved_tensors, ctx.align_corners), None, None, None
 
 
-backends.declare("tps_solve", "cpp")
-backends.declare("tps_evaluate", "cpp")
-backends.declare("tps_grid", "cpp")
-backends.declare("tps_basis", "cpp")
+backends.declare("tps_solve", "cpp", "cuda")
+backends.declare("tps_evaluate", "cpp", "cuda")
+backends.declare("tps_grid", "cpp", "cuda")
+backends.declare("tps_basis", "cpp", "cuda")
 registration.register(
     "tps_solve",
     fake=_solve_fake,

@@ -42,8 +42,8 @@ struct Int4 {
 
 #define GSALIGN_DEVICE __device__ __forceinline__
 #define GSALIGN_UNROLL _Pragma("unroll")
-// The most threads of a block, and where the compiler would otherwise spill for the sake of more,
-// the fewest blocks that must fit on a multiprocessor.
+// Most threads of a block; then, where given, how many blocks a multiprocessor's registers must
+// hold.
 #define GSALIGN_KERNEL(...) static __global__ void __launch_bounds__(__VA_ARGS__)
 
 // Launches; launch_status() after it says whether that went well.

@@ -607,9 +607,16 @@ tps_evaluate_kernel(Splines<R> splines, Points<R> points, int groups, int chunks
   }
 }
 
+// Blocks of the kernels of gradients that must fit on a multiprocessor: 64 registers a thread in the
+// hot case, 128 else, or ptxas spills a few for the sake of occupancy.
+template <typename R, int kColumns>
+constexpr int gradient_blocks() {
+  return sizeof(R) * kColumns == 8 ? 4 : 2;
+}
+
 // Gradient of the points, a thread per point; blocks over (sample, chunk of points).
 template <typename R, int kColumns>
-GSALIGN_KERNEL(kSplineThreads)
+GSALIGN_KERNEL(kSplineThreads, gradient_blocks<R, kColumns>())
 tps_points_backward_kernel(
     Splines<R> splines, Points<R> points, const R* grad, int chunks, R* grad_points) {
   const std::int64_t sample = block_index() / chunks;
@@ -659,7 +666,7 @@ tps_points_backward_kernel(
 // Sums of the gradients of coefficients and control points over a tile of points; blocks over
 // (sample, tile). `partials` [batch, tiles, partial_numbers()].
 template <typename R, int kColumns>
-GSALIGN_KERNEL(kSplineThreads, sizeof(R) * kColumns == 8 ? 4 : 2)
+GSALIGN_KERNEL(kSplineThreads, gradient_blocks<R, kColumns>())
 tps_gradient_kernel(
     Splines<R> splines, Points<R> points, const R* grad, int tile_size, int tiles, R* partials) {
   const std::int64_t sample = block_index() / tiles;

@@ -5,46 +5,34 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from cuda_targets import TARGETS, Kernel, compile_instances, parse_ptxas
 
 FOLDER = Path(__file__).parent
-TARGETS = ("80", "90")
-TRITON_TARGETS = (*TARGETS, "100")
-REGISTERS = 65536  # of a multiprocessor, on every target
-THREADS = 256  # of a block of the CUDA kernels
+CSRC = FOLDER.parents[1] / "csrc"
 
-
-def find_nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME")
-    if home and (Path(home) / "bin" / "nvcc").exists():
-        return str(Path(home) / "bin" / "nvcc")
-    return shutil.which("nvcc")
-
-
-def parse_ptxas(log: str) -> list[dict[str, object]]:
-    """Kernels of a ``-Xptxas -v`` log; a missing figure is an error, not a zero."""
-    kernels = []
-    for entry in log.split("Compiling entry function '")[1:]:
-        stores, loads = re.search(
-            r"(\d+) bytes spill stores, (\d+) bytes spill loads", entry
-        ).groups()
-        shared = re.search(r"(\d+) bytes smem", entry)  # left out by ptxas where there is none
-        kernels.append(
-            {
-                "name": entry.split("'")[0],
-                "target": re.search(r"for 'sm_(\d+)'", entry)[1],
-                "registers": int(re.search(r"Used (\d+) registers", entry)[1]),
-                "spilled": int(stores) + int(loads),
-                "shared": int(shared[1]) if shared else 0,
-            }
-        )
-    return kernels
+# Kernels of a family, and how many instances each has: types, times the variants.
+CUDA_KERNELS = {
+    "warp": {
+        "warp_forward_kernel": 9,  # vectors staged, vectors in place, single values
+        "warp_backward_kernel": 9,
+        "warp_reduce_kernel": 1,
+        "warp_base_kernel": 1,
+    },
+    "tps": {
+        "tps_solve_kernel": 4,  # staged, in place
+        "tps_solve_backward_kernel": 4,
+        "tps_evaluate_kernel": 4,  # two columns, eight
+        "tps_points_backward_kernel": 4,
+        "tps_gradient_kernel": 4,
+        "tps_sum_partials_kernel": 3,
+    },
+}
 
 
 def test_the_log_is_understood():
@@ -53,60 +41,65 @@ def test_the_log_is_understood():
         "    32 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads\n"
         "ptxas info    : Used 48 registers, used 1 barriers, 128 bytes smem, 480 bytes cmem[0]\n"
     )
-    assert parse_ptxas(log) == [
-        {"name": "_Z1fv", "target": "90", "registers": 48, "spilled": 12, "shared": 128}
-    ]
+    kernel = Kernel(name="_Z1fv", target="90", registers=48, spilled=12, shared=128)
+    assert parse_ptxas(log) == [kernel]
+    assert kernel.blocks(256) == 5 and kernel._replace(registers=49).blocks(256) == 4
 
 
 @pytest.fixture(scope="module")
-def cuda_kernels(tmp_path_factory) -> list[dict[str, object]]:
-    nvcc = find_nvcc()
-    if nvcc is None:
-        pytest.skip("nvcc is not installed")
-    codes = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in TARGETS]
-    output = tmp_path_factory.mktemp("cuda") / "instances.o"
-    command = [nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", *codes, "-c"]
-    command += [str(FOLDER / "warp_instances.cu"), "-o", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    log = done.stdout + done.stderr
-    if done.returncode != 0 and "Unsupported gpu architecture" in log:
-        pytest.skip(f"this nvcc does not know one of sm_{', sm_'.join(TARGETS)}")
-    assert done.returncode == 0, log
-    assert "warning" not in log, log
-    return parse_ptxas(log)
+def cuda_kernels(tmp_path_factory):
+    """The kernels of a family, compiled when first asked for."""
+    compiled = {}
+
+    def of(family: str) -> list[Kernel]:
+        if family not in compiled:
+            folder = tmp_path_factory.mktemp("cuda")
+            compiled[family] = compile_instances(f"{family}_instances.cu", folder)
+        return compiled[family]
+
+    return of
 
 
-def test_every_cuda_kernel_was_compiled(cuda_kernels):
+@pytest.mark.parametrize("family", CUDA_KERNELS)
+def test_every_cuda_kernel_was_compiled(family, cuda_kernels):
     for target in TARGETS:
-        names = [kernel["name"] for kernel in cuda_kernels if kernel["target"] == target]
-        # Three types, each with vectors staged, vectors in place, single values.
-        assert sum("warp_forward_kernel" in name for name in names) == 9
-        assert sum("warp_backward_kernel" in name for name in names) == 9
-        assert sum("warp_reduce_kernel" in name for name in names) == 1
-        assert sum("warp_base_kernel" in name for name in names) == 1
-        assert len(names) == 20
+        names = [kernel.name for kernel in cuda_kernels(family) if kernel.target == target]
+        # A mangled name starts with its length, so that none is the end of another.
+        counts = {
+            kernel: sum(f"{len(kernel)}{kernel}" in name for name in names)
+            for kernel in CUDA_KERNELS[family]
+        }
+        assert counts == CUDA_KERNELS[family]
+        assert len(names) == sum(counts.values())
 
 
-def test_cuda_kernels_spill_nothing_and_take_no_static_shared_memory(cuda_kernels):
-    assert [kernel for kernel in cuda_kernels if kernel["spilled"] or kernel["shared"]] == []
+@pytest.mark.parametrize("family", CUDA_KERNELS)
+def test_cuda_kernels_spill_nothing_and_take_no_static_shared_memory(family, cuda_kernels):
+    assert [kernel for kernel in cuda_kernels(family) if kernel.spilled or kernel.shared] == []
 
 
-def test_cuda_kernels_leave_room_for_the_planned_blocks(cuda_kernels):
-    """Registers are given to warps by eights; ``warp_plan.h`` counts on so many staged blocks."""
-    plan = (FOLDER.parents[1] / "csrc" / "warp" / "warp_plan.h").read_text()
+def test_token_warp_leaves_room_for_the_planned_blocks(cuda_kernels):
+    """``warp_plan.h`` counts on so many staged blocks of 256 threads."""
+    plan = (CSRC / "warp" / "warp_plan.h").read_text()
     blocks = {
         name: int(re.search(rf"k{name}Blocks = (\d+);", plan)[1])
         for name in ("Forward", "Backward")
     }
+    kernels = cuda_kernels("warp")
     # "ELb1E" is the mangled last template argument of a staged kernel: true.
-    assert sum("ELb1E" in kernel["name"] for kernel in cuda_kernels) == 6 * len(TARGETS)
-    for kernel in cuda_kernels:
-        name = kernel["name"]
+    assert sum("ELb1E" in kernel.name for kernel in kernels) == 6 * len(TARGETS)
+    for kernel in kernels:
         wanted = 3
-        if "ELb1E" in name:
-            wanted = blocks["Forward" if "forward" in name else "Backward"]
-        granted = (kernel["registers"] + 7) // 8 * 8
-        assert granted * THREADS * wanted <= REGISTERS, kernel
+        if "ELb1E" in kernel.name:
+            wanted = blocks["Forward" if "forward" in kernel.name else "Backward"]
+        assert kernel.blocks(256) >= wanted, kernel
+
+
+def test_splines_leave_room_for_blocks(cuda_kernels):
+    """Of 256 threads: 4 where two columns of float32 are held, which is the hot case, else 2."""
+    for kernel in cuda_kernels("tps"):
+        hot = "kernelIfLi2E" in kernel.name or "sum_partials" in kernel.name
+        assert kernel.blocks(256) >= (4 if hot else 2), kernel
 
 
 # Registers per thread by kernel; 64 and fewer leave room for 1024 threads on a multiprocessor.
@@ -137,7 +130,7 @@ def triton_kernels(tmp_path_factory) -> list[dict[str, object]]:
         [str(FOLDER.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     done = subprocess.run(
-        [sys.executable, str(FOLDER / "compile_triton.py"), *TRITON_TARGETS],
+        [sys.executable, str(FOLDER / "compile_triton.py"), *TARGETS],
         capture_output=True,
         text=True,
         timeout=300,
@@ -149,7 +142,7 @@ def triton_kernels(tmp_path_factory) -> list[dict[str, object]]:
 
 def test_every_triton_kernel_was_compiled(triton_kernels):
     compiled = {(kernel["kernel"], str(kernel["target"])) for kernel in triton_kernels}
-    assert compiled == {(name, target) for name in TRITON_REGISTERS for target in TRITON_TARGETS}
+    assert compiled == {(name, target) for name in TRITON_REGISTERS for target in TARGETS}
     for name in ("forward_kernel", "backward_kernel"):
         dtypes = {kernel["dtype"] for kernel in triton_kernels if kernel["kernel"] == name}
         assert dtypes == {"float32", "float16", "bfloat16"}
