@@ -200,7 +200,7 @@ GSALIGN_DEVICE RowSums<R, kColumns> sum_points(
 // Writes the block's sums over the points of its tile into its row of partial_numbers(): columns
 // `column` to `column + kColumns`, and the control points' share of those columns, which is added
 // to what the columns before left (column 0 overwrites). `tile` must be visible to all threads, and
-// is free again, as `scratch` is, when this returns.
+// is free again when this returns; before `scratch` is used again, the caller's barrier.
 //
 // Threads are laid over (slice of the points, row), neighbours on neighbouring rows, so that a warp
 // reads one point, or few that lie side by side, and no sum passes through shuffles.
@@ -267,7 +267,9 @@ GSALIGN_DEVICE void accumulate_gradient(
         by_control_point[2 * row + 1] = before_y - R(2) * sums.y;
       }
     }
-    barrier();
+    if (!affine) {
+      barrier();  // before the sums of the next rows take the scratch
+    }
     first += rows;
   }
 }

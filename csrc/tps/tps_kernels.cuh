@@ -453,7 +453,7 @@ tps_solve_kernel(
       coefficients[(sample * (points + 3) + i / here) * columns + first + i % here] =
           static_cast<R>(solved ? system.work[i] : nan);
     }
-    barrier();  // before the right-hand sides are overwritten
+    // A thread overwrites only what it has read itself, so no barrier.
   }
 }
 
@@ -607,8 +607,8 @@ tps_evaluate_kernel(Splines<R> splines, Points<R> points, int groups, int chunks
   }
 }
 
-// Blocks of the kernels of gradients that must fit on a multiprocessor: 64 registers a thread in the
-// hot case, 128 else, or ptxas spills a few for the sake of occupancy.
+// Blocks of the kernels of gradients that must fit on a multiprocessor: 64 registers a thread in
+// the hot case, 128 else, or ptxas spills a few for the sake of occupancy.
 template <typename R, int kColumns>
 constexpr int gradient_blocks() {
   return sizeof(R) * kColumns == 8 ? 4 : 2;

@@ -105,7 +105,7 @@ CASES = (
     Case("seventy points over a narrow block", points=70, threads=32, passes=EVALUATIONS),
     Case("regularised", points=9, regularization=0.05, align_corners=False),
     Case("repeated but regularised", regularization=0.05, control_points="repeated"),
-    Case("in place", points=12, solve_threads=64, columns=5, shared_per_block=2900, repeats=2),
+    Case("in place", points=12, solve_threads=64, columns=5, shared_per_block=2000, repeats=2),
     Case("two tiles", count=300, points=4, tile=160, dtype=torch.float32, repeats=2),
     Case("many tiles", count=600, points=3, tile=32, batch=1),
     Case("tile for a small batch", count=1000, points=3, batch=1, passes=GRADIENT),
@@ -120,15 +120,15 @@ CASES = (
         for count, dtype in ((3, torch.float32), (9, torch.float64))
     ),
     *(
-        Case(f"{kind}, large", points=100, control_points=kind, passes=SOLVES, large=True)
-        for kind in ("repeated", "collinear", "not a number")
+        Case(f"{kind}, large", points=100, control_points=kind, passes=SOLVE, large=True)
+        for kind in ("repeated", "collinear")
     ),
-    Case("a hundred points", points=100, passes=SOLVES, large=True),
-    Case("a hundred in float", torch.float32, points=100, passes=SOLVES, large=True),
+    Case("a hundred points", points=100, batch=1, passes=SOLVES, large=True),
+    Case("a hundred in float", torch.float32, points=100, batch=1, passes=SOLVES, large=True),
     Case("a hundred, every column", points=100, columns=100, batch=1, passes=SOLVE,
          large=True),
     Case("as planned", points=128, batch=1, solve_threads=0, passes=SOLVES, large=True),
-    Case("many in place", points=128, passes=SOLVES, shared_per_block=60000, large=True),
+    Case("many in place", points=128, batch=1, passes=SOLVES, shared_per_block=60000, large=True),
     Case("chunks of control points", points=300, batch=1, passes=EVALUATIONS, count=40,
          large=True),
     Case("long sums in float", torch.float32, points=130, batch=1, passes=EVALUATIONS, count=1500,
@@ -275,8 +275,9 @@ def test_kernels_agree_with_the_reference(case: Case, results: dict[str, Result]
 
 
 def test_cases_reach_every_path(results: dict[str, Result]) -> None:
-    plans = {name: result.plan for name, result in results.items()}
-    adjoint_plans = {name: result.adjoint_plan for name, result in results.items()}
+    solves = {case.name: results[case.name] for case in CASES if case.passes & SOLVE}
+    plans = {name: result.plan for name, result in solves.items()}
+    adjoint_plans = {name: result.adjoint_plan for name, result in solves.items()}
     in_place = {"in place", "many in place"}
     assert {name for name, plan in plans.items() if not plan[0]} == in_place
     assert {name for name, plan in adjoint_plans.items() if not plan[0]} == in_place
@@ -291,15 +292,16 @@ def test_cases_reach_every_path(results: dict[str, Result]) -> None:
 
 
 # One fault at a time: a case, which of its launches, and the barriers of one of its blocks. With
-# eleven columns the second group overwrites what the first read.
-SMALL = Case("small", solve_threads=64, points=6, columns=11, count=70, batch=1, height=1, width=1)
+# eleven columns the second group overwrites what the first read; every sample is another chance for
+# the sanitizer to see a race.
+SMALL = Case("small", solve_threads=64, points=6, columns=11, count=70, batch=3, height=1, width=1)
 CHUNKS = replace(SMALL, points=300, columns=1)
 FAULTY = {
-    "solve": (replace(SMALL, passes=SOLVE), 0, range(31)),
+    "solve": (replace(SMALL, passes=SOLVE), 0, range(30)),
     "solve backward": (replace(SMALL, passes=SOLVES), 1, range(14)),
     "evaluate": (replace(CHUNKS, passes=FORWARD), 0, range(3)),
     "points backward": (replace(CHUNKS, passes=POINTS_BACKWARD), 0, range(3)),
-    "gradient": (replace(SMALL, points=32, passes=GRADIENT), 0, range(9)),
+    "gradient": (replace(SMALL, points=32, passes=GRADIENT), 0, range(8)),
     "sum": (replace(SMALL, tile=32, passes=GRADIENT), 1, range(1)),
 }
 
@@ -326,4 +328,4 @@ def test_address_sanitizer_finds_a_step_past_shared_memory(
     options = ("--missing-shared", "8", "--launch", str(launch))
     done = run(drivers["address"], tmp_path, partial(write_cases, cases=(case,)), *options).done
     assert done.returncode != 0
-    assert "heap-buffer-overflow" in done.stderr
+    assert "AddressSanitizer" in done.stderr
