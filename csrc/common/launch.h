@@ -12,8 +12,6 @@
 #include <cstdint>
 #include <cstring>
 
-#include "natural_log.h"
-
 namespace gsalign {
 
 // Storage of the 16-bit types: bits only, so that host and device see the same layout.
@@ -106,15 +104,6 @@ GSALIGN_DEVICE float multiply_add(float a, float b, float c) {
 
 GSALIGN_DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
   sincosf(angle, sine, cosine);
-}
-
-// Natural logarithm to about one unit in the last place: for float the device's own, which takes no
-// division; for double the arithmetic that every implementation shares.
-GSALIGN_DEVICE float logarithm(float x) {
-  return logf(x);
-}
-GSALIGN_DEVICE double logarithm(double x) {
-  return natural_log(x);
 }
 
 // 16 bytes from global to shared memory, both aligned to 16, visible after wait_async_copies() and

@@ -17,24 +17,15 @@ struct Basis {
   R value, slope;
 };
 
-// What the logarithm is taken of. Written so that a NaN stays one: it must not look like a distance
-// of zero.
-template <typename R>
-GSALIGN_HOST_DEVICE R clamped_square(R squared_distance) {
-  return squared_distance < R(1e-8) ? R(1e-8) : squared_distance;
-}
-
-// U and its slope, given the logarithm of the clamped square.
-template <typename R>
-GSALIGN_HOST_DEVICE Basis<R> radial_basis(R squared_distance, R logarithm) {
-  const R nan_keeper = squared_distance - squared_distance;  // 0, or NaN for infinity and NaN
-  const R half_log = R(0.5) * logarithm + nan_keeper;
-  return {squared_distance * half_log, half_log + (squared_distance < R(1e-8) ? R(0) : R(0.5))};
-}
-
 template <typename R>
 GSALIGN_HOST_DEVICE Basis<R> radial_basis(R squared_distance) {
-  return radial_basis(squared_distance, natural_log(clamped_square(squared_distance)));
+  const R smallest = R(1e-8);
+  // Written so that a NaN stays one: it must not look like a distance of zero.
+  const bool below = squared_distance < smallest;
+  const R logarithm = natural_log(below ? smallest : squared_distance);
+  const R nan_keeper = squared_distance - squared_distance;  // 0, or NaN for infinity and NaN
+  const R half_log = R(0.5) * logarithm + nan_keeper;
+  return {squared_distance * half_log, half_log + (below ? R(0) : R(0.5))};
 }
 
 // Position of pixel `index` of `length` in [-1, 1].

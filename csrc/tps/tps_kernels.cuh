@@ -16,13 +16,13 @@
 // nobody writes what another reads. Matrices that do not fit are worked on where the factors are
 // kept, in global memory, by the same code. No thread waits for the host, nothing depends on data.
 //
-// Evaluation, see tps_device.cuh: a thread per point, 28 + 2 V instructions per control point
-// against 8 V / K bytes; at V = 2 and K = 16 a point's 512 instructions take seven times what
-// writing its 8 bytes does (an H200's 33 T instructions and 4.3 TB a second, computed). So it is
-// bound by arithmetic. Backward for coefficients and control points is the same arithmetic once
-// more, laid over (slice of the points, control point); each block leaves one row of sums, and a
-// second launch adds the rows in a fixed order. The gradient of the points themselves is a launch
-// of its own with a thread per point. No atomics, so the same bits on every run.
+// Evaluation, see tps_device.cuh: a thread per point, 35 + V instructions per control point and
+// 8 bytes of output at V = 2. With K = 16 a point's 592 instructions take ten times what writing
+// those does (an H200's 33 T instructions and 4.3 TB a second, computed). So it is bound by
+// arithmetic. Backward for coefficients and control points is the same arithmetic once more, laid
+// over (slice of the points, control point); each block leaves one row of sums, and a second launch
+// adds the rows in a fixed order. The gradient of the points themselves is a launch of its own with
+// a thread per point. No atomics, so the same bits on every run.
 #pragma once
 
 #include <cmath>
@@ -650,7 +650,7 @@ tps_points_backward_kernel(
         for (int v = 0; v < kColumns; ++v) {
           pull += gradient[v] * centre.weight[v];
         }
-        pull *= R(2) * device_basis(dx * dx + dy * dy).slope;
+        pull *= R(2) * radial_basis(dx * dx + dy * dy).slope;
         gx += pull * dx;
         gy += pull * dy;
       }

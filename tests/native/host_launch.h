@@ -186,13 +186,6 @@ inline void sine_cosine(float angle, float* sine, float* cosine) {
   *cosine = std::cos(angle);
 }
 
-inline float logarithm(float x) {
-  return std::log(x);
-}
-inline double logarithm(double x) {
-  return natural_log(x);
-}
-
 inline void copy_async_16(void* shared_target, const void* global_source) {
   host::require_aligned(shared_target, 16);
   host::require_aligned(global_source, 16);
