@@ -166,10 +166,13 @@ class System {
       outcome.finite += (x[i] - x[i]) + (y[i] - y[i]);
     }
     const double tolerance = static_cast<double>(count_) * std::numeric_limits<double>::epsilon();
-    const E vanishing_height = (tolerance * __builtin_sqrt(double(count_))) * farthest;
+    const E vanishing_height = (2.0 * tolerance * __builtin_sqrt(double(count_))) * farthest;
     for (std::int64_t j = 0; j < 3; ++j) {
-      const E height = reflect(j);
-      outcome.singular = choose(absolute(height) <= vanishing_height, E{} + 1.0, outcome.singular);
+      const E height = absolute(reflect(j));
+      // The rounding of the second column reaches the third multiplied by what ties the two.
+      const E magnified = j < 2 ? E{} + 1.0 : 1.0 + absolute(r(1, 2) / r(1, 1));
+      outcome.singular =
+          choose(height <= vanishing_height * magnified, E{} + 1.0, outcome.singular);
     }
     for (std::int64_t j = 0; j < 3; ++j) {
       transform(j, work, work + count_);

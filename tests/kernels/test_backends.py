@@ -62,7 +62,7 @@ def test_wide_choice_that_nothing_can_serve_fails_at_once(choice):
 
 def test_wide_choice_leaves_operators_without_it_to_auto(monkeypatch):
     monkeypatch.setattr(backends, "_context", "triton")
-    assert backends.select("tps_solve", CPU, None) == "cpp"
+    assert backends.select("masked_part_pool", CPU, None) == "cpp"
 
 
 @pytest.mark.parametrize("choice", ["fast", "", "CPP"])
@@ -89,6 +89,7 @@ def test_report_covers_every_public_operator():
         for name in kernels.__all__
         if name.startswith(("tps_", "warp_", "masked_")) and callable(getattr(kernels, name))
     }
+    public.remove("tps_solve_ex")  # tps_solve with another result
     assert set(report.table) == public
     text = str(report)
     for operator in public:

@@ -309,6 +309,25 @@ def test_a_repeated_point_among_many_is_found_and_a_near_one_is_not(implementati
     assert (at - values).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("implementation", ["reference", *fused("tps_solve")])
+def test_random_points_on_a_line_are_always_found(implementation):
+    """Three or four points, one of them twice or all on one line, at any place and scale."""
+    device = device_of(implementation)
+    for count in (3, 4):
+        points = random(400, count, 2, seed=38)
+        points[:200, -1] = points[:200, 0]
+        if count == 3:
+            along = random(200, 1, 1, seed=39)
+            points[200:, 2:] = points[200:, :1] + along * (points[200:, 1:2] - points[200:, :1])
+        else:
+            points = points[:200]
+        values = torch.zeros(len(points), count, 1, dtype=torch.float64)
+        solution = kernels.tps_solve_ex(
+            points.to(device), values.to(device), implementation=implementation
+        )
+        assert (solution.info == 1).all()
+
+
 def test_a_sample_is_solved_alike_alone_and_in_a_batch():
     """Lanes and rows differ in the order of sums only, and factors can be taken apart."""
     points, values = spread_points(13, 25, 33), random(13, 25, 3, seed=34)
