@@ -20,13 +20,14 @@
 namespace gsalign::warp {
 namespace {
 
-constexpr std::int64_t kQueryBlock = 32;  // output tokens per unit of forward work
+constexpr std::int64_t kQueryBlock = 32;
 
-// Channels are worked on backward in chunks of this many bytes, so that the rows around a token
-// stay in the first-level cache.
+// Channels are worked on in chunks of this many bytes, so that the rows around a token stay in the
+// first-level cache.
 constexpr std::int64_t kChunkBytes = 1024;
 
-// From this many samples on, a unit of backward work is a sample; below, one chunk of one.
+// From this many samples on, a unit of work is a sample; below, a part of one: forward a block of
+// kQueryBlock queries, backward a chunk of channels.
 constexpr std::int64_t kWholeSamples = 8;
 
 constexpr std::int64_t kLine = 64;  // bytes of a cache line
@@ -129,45 +130,72 @@ struct Tap {
   }
 };
 
+// Where a query of a sample reads, ready for any chunk of channels.
+template <typename T>
+struct Reads {
+  const T* rows[4];  // at the first channel; null outside the map
+  Compute<T> weights[4];
+};
+
 template <typename T>
 void forward(
     const Shape& shape, const T* tokens, const std::vector<Point<Compute<T>>>& base,
     const Compute<T>* angle, T* out) {
   using R = Compute<T>;
-  const std::vector<T> nothing(shape.channels, store<T>(R(0)));
-  const std::int64_t blocks = ceil_div(shape.queries, kQueryBlock);
-  const std::int64_t row_bytes = shape.channels * static_cast<std::int64_t>(sizeof(T));
+  constexpr std::int64_t chunk_channels = kChunkBytes / static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t chunks = ceil_div(shape.channels, chunk_channels);
+  const std::vector<T> nothing(std::min(chunk_channels, shape.channels), store<T>(R(0)));
+  // A unit of work: a sample, or where there are few of them a block of a sample's queries.
+  const std::int64_t unit_queries = shape.batch >= kWholeSamples ? shape.queries : kQueryBlock;
+  const std::int64_t units = ceil_div(shape.queries, unit_queries);
   const bool streamed = streams(out, shape.batch * shape.sample(), shape.channels);
   const auto blend = streamed ? rows_for<T>().blend_streamed : rows_for<T>().blend;
-  parallel_for(shape.batch * blocks, [&](std::int64_t unit) {
-    const std::int64_t sample = unit / blocks;
-    const std::int64_t begin = unit % blocks * kQueryBlock;
-    const std::int64_t end = std::min(begin + kQueryBlock, shape.queries);
-    const T* in = tokens + sample * shape.sample();
-    T* to = out + sample * shape.sample();
-    if (begin == 0) {
-      std::copy_n(in, shape.prefix * shape.channels, to);
-    }
-    const T* map = in + shape.prefix * shape.channels;
-    T* warped = to + shape.prefix * shape.channels;
-    const T* next = streamed && sample + 1 < shape.batch ? map + shape.sample() : nullptr;
-    const R cosine = std::cos(angle[sample]), sine = std::sin(angle[sample]);
-    for (std::int64_t q = begin; q < end; ++q) {
-      const Tap<R> tap(base[q], cosine, sine, shape);
-      const T* rows[4];
-      R weights[4];
-      tap.rows(map, shape.channels, nothing.data(), shape, rows);
-      tap.weights(weights);
-      for (R& weight : weights) {
-        weight *= static_cast<R>(shape.eta);
-      }
-      fetch_row(next == nullptr ? nullptr : next + q * shape.channels, row_bytes);
-      blend(warped + q * shape.channels, map + q * shape.channels, rows, weights, shape.channels);
-    }
-    if (streamed) {
-      stream_fence();
-    }
-  });
+  parallel_for(
+      shape.batch * units, [&] { return std::vector<Reads<T>>(unit_queries); },
+      [&](std::vector<Reads<T>>& reads, std::int64_t unit) {
+        const std::int64_t sample = unit / units;
+        const std::int64_t begin = unit % units * unit_queries;
+        const std::int64_t count = std::min(unit_queries, shape.queries - begin);
+        const T* in = tokens + sample * shape.sample();
+        T* to = out + sample * shape.sample();
+        if (begin == 0) {
+          std::copy_n(in, shape.prefix * shape.channels, to);
+        }
+        const T* map = in + shape.prefix * shape.channels;
+        T* warped = to + (shape.prefix + begin) * shape.channels;
+        const T* own = map + begin * shape.channels;
+        const R cosine = std::cos(angle[sample]), sine = std::sin(angle[sample]);
+        for (std::int64_t q = 0; q < count; ++q) {
+          const Tap<R> tap(base[begin + q], cosine, sine, shape);
+          tap.rows(map, shape.channels, static_cast<const T*>(nullptr), shape, reads[q].rows);
+          tap.weights(reads[q].weights);
+          for (R& weight : reads[q].weights) {
+            weight *= static_cast<R>(shape.eta);
+          }
+        }
+        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+          const std::int64_t first = chunk * chunk_channels;
+          const std::int64_t channels = std::min(chunk_channels, shape.channels - first);
+          // The same rows of the next chunk, then of the next sample.
+          const bool last = chunk + 1 == chunks;
+          const bool fetched = streamed && (!last || sample + 1 < shape.batch);
+          const T* next = last ? own + shape.sample() : own + first + chunk_channels;
+          for (std::int64_t q = 0; q < count; ++q) {
+            const T* rows[4];
+            for (int i = 0; i < 4; ++i) {
+              const T* row = reads[q].rows[i];
+              rows[i] = row == nullptr ? nothing.data() : row + first;
+            }
+            const std::int64_t offset = q * shape.channels;
+            fetch_row(
+                fetched ? next + offset : nullptr, channels * static_cast<std::int64_t>(sizeof(T)));
+            blend(warped + offset + first, own + offset + first, rows, reads[q].weights, channels);
+          }
+        }
+        if (streamed) {
+          stream_fence();
+        }
+      });
 }
 
 // Which queries read each token of a sample, and with what weight: for token t the entries
