@@ -36,6 +36,7 @@
 #include <type_traits>
 
 #include "../common/launch.h"
+#include "counting_sort.cuh"
 #include "warp.h"
 #include "warp_plan.h"
 
@@ -168,38 +169,6 @@ GSALIGN_DEVICE float dot(const float (&a)[kVector], const T* source, bool exists
     sum += a[i] * values[i];
   }
   return sum;
-}
-
-// Exclusive prefix sum of n counts in shared memory, in place, between barriers of its own.
-// `scratch` has room for one int per warp.
-GSALIGN_DEVICE void exclusive_scan(int* counts, int n, int* scratch) {
-  const int each = divide_up(n, block_size());
-  const int begin = thread_index() * each;
-  const int lane = thread_index() % kWarpSize;
-  const int warp = thread_index() / kWarpSize;
-  int own = 0;
-  for (int i = begin; i < begin + each && i < n; ++i) {
-    own += counts[i];
-  }
-  int inclusive = own;
-  for (int distance = 1; distance < kWarpSize; distance *= 2) {
-    const int below = shuffle_up(inclusive, distance);
-    inclusive += lane >= distance ? below : 0;
-  }
-  if (lane == kWarpSize - 1) {
-    scratch[warp] = inclusive;
-  }
-  barrier();
-  int before = inclusive - own;
-  for (int w = 0; w < warp; ++w) {
-    before += scratch[w];
-  }
-  for (int i = begin; i < begin + each && i < n; ++i) {
-    const int count = counts[i];
-    counts[i] = before;
-    before += count;
-  }
-  barrier();
 }
 
 // ---- A = M S, for many control points ----
@@ -350,7 +319,6 @@ GSALIGN_DEVICE void sort_queries(
     bounds[i] = 0;
   }
   barrier();
-  // bounds[c + 1] counts cell c now, is its first place after the scan, and its end after placing.
   for (int q = thread_index(); q < queries; q += block_size()) {
     const Tap tap = tap_of(problem, q, cosine, sine);
     const int cell = tap.y.cell * problem.width + tap.x.cell;
@@ -358,37 +326,13 @@ GSALIGN_DEVICE void sort_queries(
     count_one(bounds + 1 + cell);
   }
   barrier();
-  exclusive_scan(bounds + 1, queries, scratch);
-
-  for (int chunk = 0; chunk < queries; chunk += block_size()) {
-    if (chunk > 0) {
-      barrier();  // the places of the chunk before are counted
-    }
-    const int q = chunk + thread_index();
-    int place = 0;
-    if (q < queries) {
-      const int cell = cells[q];
-      place = bounds[cell + 1];
-      int other = chunk;
-      for (; other + 4 <= q; other += 4) {
-        const Int4 four = load_four(cells + other);
-        place += (four.a == cell) + (four.b == cell) + (four.c == cell) + (four.d == cell);
-      }
-      for (; other < q; ++other) {
-        place += cells[other] == cell;
-      }
-    }
-    barrier();  // all have read the ends of the chunks before
-    if (q < queries) {
-      const Tap tap = tap_of(problem, q, cosine, sine);
-      const int cell = cells[q];
-      count_one(bounds + 1 + cell);
-      fractions[place] = {tap.x.fraction, tap.y.fraction};
-      const unsigned flags = (tap.x.free ? kFreeX : 0u) | (tap.y.free ? kFreeY : 0u) |
-                             (tap.x.has_next ? kRight : 0u) | (tap.y.has_next ? kDown : 0u);
-      readers[place] = {static_cast<unsigned>(q) | flags, cell};
-    }
-  }
+  place_in_order(cells, queries, bounds, queries, scratch, [&](int q, int place) {
+    const Tap tap = tap_of(problem, q, cosine, sine);
+    fractions[place] = {tap.x.fraction, tap.y.fraction};
+    const unsigned flags = (tap.x.free ? kFreeX : 0u) | (tap.y.free ? kFreeY : 0u) |
+                           (tap.x.has_next ? kRight : 0u) | (tap.y.has_next ? kDown : 0u);
+    readers[place] = {static_cast<unsigned>(q) | flags, cells[q]};
+  });
 }
 
 // Partial sums of a block: `point_sums` [2 * points][blocks], `angle_sums` [batch][groups].
