@@ -33,7 +33,7 @@ template <typename R>
 GSALIGN_HOST_DEVICE R pixel_position(std::int64_t index, std::int64_t length, bool align_corners) {
   if (align_corners) {
     const R step = R(2) / static_cast<R>(length > 1 ? length - 1 : 1);
-    return static_cast<R>(index) * step - R(1);
+    return rounded_product(static_cast<R>(index), step) - R(1);
   }
   return static_cast<R>(2 * index + 1) / static_cast<R>(length) - R(1);
 }
