@@ -116,7 +116,7 @@ def warp_image(
         mode: ``"bilinear"`` or ``"nearest"``.
         padding_mode: ``"zeros"``, ``"border"`` or ``"reflection"``, as in ``grid_sample``.
         align_corners: whether -1 and 1 mean the centres of the corner pixels or their edges.
-        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+        implementation: ``"reference"``, ``"cpp"``, ``"cuda"``, or None for the choice in force.
 
     Returns:
         ``[B, C, height, width]`` in the type of ``image``.
@@ -269,7 +269,7 @@ if importlib.util.find_spec("gsalign_kernels.triton") is not None:
     importlib.import_module("gsalign_kernels.triton.warp")
 
 backends.declare("warp_tokens", "cpp", "cuda", "triton")
-backends.declare("warp_image", "cpp")
+backends.declare("warp_image", "cpp", "cuda")
 registration.register(
     "warp_tokens",
     fake=_tokens_fake,

@@ -82,9 +82,20 @@ GSALIGN_DEVICE float shuffle_xor(float value, int mask) {
 GSALIGN_DEVICE double shuffle_xor(double value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+GSALIGN_DEVICE int shuffle_xor(int value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
 // The value of the lane `distance` below; lanes with none below keep their own.
 GSALIGN_DEVICE int shuffle_up(int value, int distance) {
   return __shfl_up_sync(0xffffffffu, value, distance);
+}
+
+// Which lanes say yes, lane 0 in the lowest bit, and how many bits of a word are set.
+GSALIGN_DEVICE unsigned ballot(bool yes) {
+  return __ballot_sync(0xffffffffu, yes);
+}
+GSALIGN_DEVICE int count_bits(unsigned word) {
+  return __popc(word);
 }
 
 // Integer count in shared memory. The sum does not depend on the order of arrival; the value before
@@ -100,6 +111,14 @@ GSALIGN_DEVICE float multiply(float a, float b) {
 }
 GSALIGN_DEVICE float multiply_add(float a, float b, float c) {
   return __fmaf_rn(a, b, c);
+}
+
+// log2 of a normal positive number in one instruction; its error is within 2^-22, absolute for
+// numbers from 1/2 to 2 and relative elsewhere.
+GSALIGN_DEVICE float fast_log2(float value) {
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
 }
 
 GSALIGN_DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
