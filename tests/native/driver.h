@@ -45,6 +45,25 @@ void write(std::FILE* file, const V* values, std::size_t count) {
   }
 }
 
+// Features are float32 in files.
+template <typename T>
+std::vector<T> narrow(const std::vector<float>& values) {
+  std::vector<T> result(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    result[i] = from_float<T>(values[i]);
+  }
+  return result;
+}
+
+template <typename T>
+void write_widened(std::FILE* file, const std::vector<T>& values) {
+  std::vector<float> result(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    result[i] = to_float(values[i]);
+  }
+  write(file, result.data(), result.size());
+}
+
 // Memory that nothing has written yet, recognisable: every bit set, which is a NaN in every type.
 template <typename T>
 std::vector<T> poisoned(std::size_t count) {

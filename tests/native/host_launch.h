@@ -164,10 +164,25 @@ inline double shuffle_xor(double value, int mask) {
   const std::uint64_t high = host::exchange(static_cast<std::uint32_t>(bits >> 32), source);
   return host::bits_as<double>(high << 32 | low);
 }
+inline int shuffle_xor(int value, int mask) {
+  return host::bits_as<int>(
+      host::exchange(host::bits_as<std::uint32_t>(value), (host::self.thread % kWarpSize) ^ mask));
+}
 inline int shuffle_up(int value, int distance) {
   const int lane = host::self.thread % kWarpSize;
   return host::bits_as<int>(host::exchange(
       host::bits_as<std::uint32_t>(value), lane >= distance ? lane - distance : lane));
+}
+
+inline unsigned ballot(bool yes) {
+  unsigned word = yes ? 1u << (host::self.thread % kWarpSize) : 0u;
+  for (int mask = 1; mask < kWarpSize; mask *= 2) {
+    word |= host::exchange(word, (host::self.thread % kWarpSize) ^ mask);
+  }
+  return word;
+}
+inline int count_bits(unsigned word) {
+  return __builtin_popcount(word);
 }
 
 inline void count_one(int* counter) {
@@ -179,6 +194,10 @@ inline float multiply(float a, float b) {
 }
 inline float multiply_add(float a, float b, float c) {
   return std::fma(a, b, c);
+}
+
+inline float fast_log2(float value) {
+  return std::log2(value);
 }
 
 inline void sine_cosine(float angle, float* sine, float* cosine) {

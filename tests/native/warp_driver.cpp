@@ -18,32 +18,16 @@ namespace {
 using namespace gsalign;
 using namespace gsalign::warp;
 using host::keep_first;
+using host::narrow;
 using host::poisoned;
 using host::read;
 using host::write;
+using host::write_widened;
 
 struct Header {
   std::int32_t type, batch, height, width, prefix, channels, points, threads, vectors;
   std::int32_t shared_per_block, shared_per_multiprocessor, multiprocessors, passes, repeats;
 };
-
-template <typename T>
-std::vector<T> narrow(const std::vector<float>& values) {
-  std::vector<T> result(values.size());
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    result[i] = from_float<T>(values[i]);
-  }
-  return result;
-}
-
-template <typename T>
-void write_widened(std::FILE* file, const std::vector<T>& values) {
-  std::vector<float> result(values.size());
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    result[i] = to_float(values[i]);
-  }
-  write(file, result.data(), result.size());
-}
 
 template <typename T>
 void run_case(std::FILE* cases, std::FILE* results, const Header& h) {
