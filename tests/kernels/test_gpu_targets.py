@@ -24,6 +24,13 @@ CUDA_KERNELS = {
         "warp_reduce_kernel": 1,
         "warp_base_kernel": 1,
     },
+    "warp_image": {
+        "warp_image_forward_kernel": 6,  # vectors of channels, single values
+        "warp_image_boxes_kernel": 1,
+        "warp_image_gradient_kernel": 3,
+        "warp_image_spline_kernel": 6,
+        "tps_sum_partials_kernel": 1,
+    },
     "tps": {
         "tps_solve_kernel": 4,  # staged, in place
         "tps_solve_backward_kernel": 4,
@@ -93,6 +100,18 @@ def test_token_warp_leaves_room_for_the_planned_blocks(cuda_kernels):
         if "ELb1E" in kernel.name:
             wanted = blocks["Forward" if "forward" in kernel.name else "Backward"]
         assert kernel.blocks(256) >= wanted, kernel
+
+
+def test_image_warp_leaves_room_for_blocks(cuda_kernels):
+    """``warp_image_plan.h`` tells the compiler how many of 256 threads; forward has 6."""
+    plan = (CSRC / "warp" / "warp_image_plan.h").read_text()
+    gradient, spline = (
+        int(re.search(rf"k{name}Blocks = (\d+);", plan)[1]) for name in ("Gradient", "Spline")
+    )
+    wanted = {"forward": 6, "boxes": gradient, "gradient": gradient, "spline": spline, "sum": 8}
+    for kernel in cuda_kernels("warp_image"):
+        name = re.search(r"(forward|boxes|gradient|spline|sum)_", kernel.name)[1]
+        assert kernel.blocks(256) >= wanted[name], kernel
 
 
 def test_splines_leave_room_for_blocks(cuda_kernels):
