@@ -10,6 +10,8 @@ float32, since a half-precision coordinate is off by up to a tenth of a pixel.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any, NamedTuple
 
 import torch
@@ -381,10 +383,15 @@ def _grid_backward(call: Any, ctx: Any, grad: Tensor) -> Any:
     return *call(grad, *ctx.saved_tensors, ctx.align_corners), None, None, None
 
 
-backends.declare("tps_solve", "cpp", "cuda")
-backends.declare("tps_evaluate", "cpp", "cuda")
-backends.declare("tps_grid", "cpp", "cuda")
-backends.declare("tps_basis", "cpp", "cuda")
+# Defines the operators of the namespace gsalign_triton; triton itself is imported at first use.
+if importlib.util.find_spec("gsalign_kernels.triton") is not None:
+    importlib.import_module("gsalign_kernels.triton.tps")
+    importlib.import_module("gsalign_kernels.triton.tps_solve")
+
+backends.declare("tps_solve", "cpp", "cuda", "triton")
+backends.declare("tps_evaluate", "cpp", "cuda", "triton")
+backends.declare("tps_grid", "cpp", "cuda", "triton")
+backends.declare("tps_basis", "cpp", "cuda", "triton")
 registration.register(
     "tps_solve",
     fake=_solve_fake,

@@ -266,10 +266,11 @@ def _image_backward(call: Any, ctx: Any, grad: Tensor) -> Any:
 
 # Defines the operators of the namespace gsalign_triton; triton itself is imported at first use.
 if importlib.util.find_spec("gsalign_kernels.triton") is not None:
-    importlib.import_module("gsalign_kernels.triton.warp")
+    importlib.import_module("gsalign_kernels.triton.warp_tokens")
+    importlib.import_module("gsalign_kernels.triton.warp_image")
 
 backends.declare("warp_tokens", "cpp", "cuda", "triton")
-backends.declare("warp_image", "cpp", "cuda")
+backends.declare("warp_image", "cpp", "cuda", "triton")
 registration.register(
     "warp_tokens",
     fake=_tokens_fake,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,14 +37,14 @@ def power_of_two(value: int, least: int, most: int) -> int:
     return min(most, max(least, 1 << max(value - 1, 0).bit_length()))
 
 
-def empty_output(like: Tensor) -> Tensor:
-    """Room for a kernel's result in the type of ``like``.
+def empty_output(like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """Room for a kernel's result in the type of ``like``, contiguous; its shape too by default.
 
     The interpreter cuts float32 to bfloat16 where GPUs round, so there it writes float32 and
     PyTorch rounds.
     """
     dtype = torch.float32 if interpreted() and like.dtype == torch.bfloat16 else like.dtype
-    return torch.empty_like(like, dtype=dtype)
+    return like.new_empty(like.shape if shape is None else shape, dtype=dtype)
 
 
 def ceil_div(value: int, divisor: int) -> int:
@@ -65,3 +66,27 @@ def checked_grid(operator: str, programs: int) -> tuple[int]:
 def device_of(tensor: Tensor) -> Any:
     """Launches go to the current device, so make the tensor's current."""
     return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
+
+
+def sum_parts(kernels: Any, operator: str, parts: Tensor, output: Tensor) -> None:
+    """Sum what the programs of an earlier launch left, in a fixed order.
+
+    Args:
+        kernels: a module of kernels that has ``reduce_kernel``.
+        operator: for the message when there are too many programs.
+        parts: ``[samples, parts, columns]``.
+        output: ``samples * columns`` values, contiguous, of the same type.
+    """
+    samples, count, columns = parts.shape
+    block = power_of_two(columns, 4, 16)
+    column_blocks = ceil_div(columns, block)
+    kernels.reduce_kernel[checked_grid(operator, samples * column_blocks)](
+        parts,
+        output,
+        count,
+        columns,
+        column_blocks,
+        BLOCK_R=32,
+        BLOCK_N=block,
+        num_warps=4,
+    )

@@ -22,52 +22,131 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gsalign_kernels.triton import warp, warp_kernels
+from gsalign_kernels.triton import (
+    tps,
+    tps_kernels,
+    tps_solve,
+    tps_solve_kernels,
+    warp_image,
+    warp_image_kernels,
+    warp_tokens,
+    warp_tokens_kernels,
+)
 
+FAMILIES = {
+    "warp_tokens": (warp_tokens, warp_tokens_kernels),
+    "tps": (tps, tps_kernels),
+    "tps_solve": (tps_solve, tps_solve_kernels),
+    "warp_image": (warp_image, warp_image_kernels),
+}
 TYPES = {
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",
 }
 OPTIONS = ("num_warps", "num_stages")
-# Batch, map, prefix, channels, control points. The published layout; vectors that no 16 divides;
-# one channel, which Triton compiles in as a constant; a small map with many control points.
-LAUNCHES = [
-    (torch.bfloat16, 4, (16, 8), 2, 768, 4),
-    (torch.float32, 4, (16, 8), 2, 768, 4),
-    (torch.float16, 2, (16, 8), 1, 50, 9),
-    (torch.float32, 2, (3, 2), 0, 1, 36),
+
+
+def run_warp_tokens(dtype, batch, size, prefix, channels, points) -> None:
+    """A forward and a backward pass of the token warp."""
+    queries = size[0] * size[1]
+    tokens = torch.zeros(batch, prefix + queries, channels, dtype=dtype)
+    rest = (torch.zeros(points, 2), torch.zeros(batch), torch.zeros(queries, points))
+    warp_tokens.warp_tokens(tokens, *rest, *size, 0.3, prefix)
+    warp_tokens.warp_tokens_backward(tokens, tokens, *rest, *size, 0.3, prefix)
+
+
+def run_tps(dtype, batch, size, points, columns, align_corners) -> None:
+    """Splines at points and on a map, both passes."""
+    count = size[0] * size[1]
+    coefficients = torch.zeros(batch, points + 3, columns, dtype=dtype)
+    control_points = torch.zeros(batch, points, 2, dtype=dtype)
+    spline = (coefficients, control_points)
+    where = torch.zeros(batch, count, 2, dtype=dtype)
+    grad = torch.zeros(batch, count, columns, dtype=dtype)
+    tps.tps_evaluate(*spline, where)
+    tps.tps_evaluate_backward(grad, *spline, where)
+    tps.tps_grid(*spline, *size, align_corners)
+    grad = grad.view(batch, *size, columns)
+    tps.tps_grid_backward(grad, *spline, align_corners)
+
+
+def run_tps_solve(dtype, batch, points, columns) -> None:
+    """A solve and its gradients."""
+    control_points = torch.zeros(batch, points, 2, dtype=dtype)
+    values = torch.zeros(batch, points, columns, dtype=dtype)
+    solution = tps_solve.tps_solve(control_points, values, 0.1, False)
+    tps_solve.tps_solve_backward(solution[0], solution[0], control_points, solution[1])
+
+
+def run_warp_image(
+    dtype, batch, channels, size, points, mode, padding, align_corners, last
+) -> None:
+    """A forward and a backward pass of the image warp, channels-last if ``last``."""
+    image = torch.zeros(batch, channels, *size, dtype=dtype)
+    grad = image
+    if last:
+        image = image.to(memory_format=torch.channels_last)
+    spline = (torch.zeros(batch, points + 3, 2), torch.zeros(batch, points, 2))
+    warp_image.warp_image(image, *spline, *size, mode, padding, align_corners)
+    warp_image.warp_image_backward(grad, image, *spline, mode, padding, align_corners)
+
+
+# The published layouts; vectors that no 16 divides; one channel or column, which Triton compiles in
+# as a constant; small maps with many control points.
+RUNS = [
+    # Batch, map, prefix, channels, control points.
+    (run_warp_tokens, torch.bfloat16, 4, (16, 8), 2, 768, 4),
+    (run_warp_tokens, torch.float32, 4, (16, 8), 2, 768, 4),
+    (run_warp_tokens, torch.float16, 2, (16, 8), 1, 50, 9),
+    (run_warp_tokens, torch.float32, 2, (3, 2), 0, 1, 36),
+    # Batch, map, control points, columns, align_corners.
+    (run_tps, torch.float32, 4, (64, 32), 25, 2, True),
+    (run_tps, torch.float64, 4, (64, 32), 25, 2, True),
+    (run_tps, torch.float32, 4, (5, 3), 4, 5, False),
+    (run_tps, torch.float64, 4, (5, 3), 4, 1, False),
+    # Batch, control points, columns.
+    (run_tps_solve, torch.float32, 4, 4, 2),
+    (run_tps_solve, torch.float32, 4, 25, 512),
+    (run_tps_solve, torch.float64, 4, 100, 2),
+    (run_tps_solve, torch.float32, 1, 1000, 2),
+    # Batch, channels, size, control points, mode, padding, align_corners, channels-last.
+    (run_warp_image, torch.float32, 4, 3, (256, 128), 25, 0, 0, True, False),
+    (run_warp_image, torch.bfloat16, 4, 64, (64, 32), 25, 0, 2, False, True),
+    (run_warp_image, torch.float16, 2, 50, (33, 17), 9, 0, 2, True, False),
+    (run_warp_image, torch.float32, 2, 1, (5, 3), 9, 1, 1, False, False),
 ]
 
 
 class Recorder:
-    """Stands in for the module of kernels and keeps what would have been launched."""
+    """Stands in for a module of kernels and keeps what would have been launched."""
 
-    def __init__(self) -> None:
-        self.launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    def __init__(self, family: str, kernels: Any, launches: list[Any]) -> None:
+        self.family, self.kernels, self.launches = family, kernels, launches
 
     def __getattr__(self, name: str) -> Any:
-        kernel = getattr(warp_kernels, name)
+        kernel = getattr(self.kernels, name)
 
         class Launcher:
             def __getitem__(_, grid: tuple[int, ...]) -> Any:
-                return lambda *args, **options: self.launches.append((kernel, args, options))
+                return lambda *args, **options: self.launches.append(
+                    (self.family, kernel, args, options)
+                )
 
         return Launcher()
 
 
-def record(dtype, batch, size, prefix, channels, points) -> Recorder:
-    """The launches of a forward and a backward pass."""
-    recorder = Recorder()
-    warp._kernels = lambda: recorder
-    warp.unavailable = lambda device: None
-    queries = size[0] * size[1]
-    tokens = torch.zeros(batch, prefix + queries, channels, dtype=dtype)
-    rest = (torch.zeros(points, 2), torch.zeros(batch), torch.zeros(queries, points))
-    warp.warp_tokens(tokens, *rest, *size, 0.3, prefix)
-    warp.warp_tokens_backward(tokens, tokens, *rest, *size, 0.3, prefix)
-    return recorder
+def record(run, dtype, *shape) -> list[Any]:
+    """The launches of a run: family, kernel, arguments, options."""
+    launches: list[Any] = []
+    for family, (module, kernels) in FAMILIES.items():
+        recorder = Recorder(family, kernels, launches)
+        module._kernels = lambda recorder=recorder: recorder
+        module.unavailable = lambda device: None
+    run(dtype, *shape)
+    return launches
 
 
 def source_of(kernel, args, options) -> tuple[ASTSource, dict[str, Any]]:
@@ -83,7 +162,7 @@ def source_of(kernel, args, options) -> tuple[ASTSource, dict[str, Any]]:
             signature[name] = TYPES[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
-            signature[name] = "fp32"
+            signature[name] = kernel.params[index].annotation_type or "fp32"
         elif kernel.params[index].is_constexpr or (value == 1 and name not in free):
             signature[name] = "constexpr"
             constants[name] = value
@@ -121,15 +200,15 @@ def main(targets: list[int]) -> None:
     triton.knobs.nvidia.dump_ptxas_log = True
     triton.knobs.compilation.always_compile = True  # a cached kernel would bring no log
     table, seen = [], set()
-    for dtype, *shape in LAUNCHES:
-        for launch in record(dtype, *shape).launches:
+    for run, dtype, *shape in RUNS:
+        for family, *launch in record(run, dtype, *shape):
             source, compiler_options = source_of(*launch)
             variant = (source.hash(), compiler_options["num_warps"])
             if variant in seen:
                 continue
             seen.add(variant)
-            name = {"kernel": source.name, "dtype": str(dtype).removeprefix("torch.")}
-            name["channels"] = shape[3]
+            name = {"family": family, "kernel": source.name, "shape": str(shape)}
+            name["dtype"] = str(dtype).removeprefix("torch.")
             table += [name | compile_for(source, compiler_options, target) for target in targets]
     print(json.dumps(table))
 

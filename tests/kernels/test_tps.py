@@ -64,10 +64,11 @@ def scalar_spline(points, values, at) -> list[float]:
     return [sum(d * solved[i][v] for i, d in enumerate(design)) for v in range(len(solved[count]))]
 
 
-@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize("implementation", ["reference", *fused("tps_solve")])
 def test_agrees_with_scalar_arithmetic(implementation):
-    points, values = spread_points(1, 7, 1)[0], random(7, 3, seed=2)
-    where = random(5, 2, seed=3)
+    device = device_of(implementation)
+    points, values = spread_points(1, 7, 1)[0].to(device), random(7, 3, seed=2).to(device)
+    where = random(5, 2, seed=3).to(device)
     coefficients = kernels.tps_solve(points, values[None], implementation=implementation)
     got = kernels.tps_evaluate(coefficients, points, where, implementation=implementation)[0]
     for n in range(5):
@@ -75,25 +76,29 @@ def test_agrees_with_scalar_arithmetic(implementation):
         assert got[n].tolist() == pytest.approx(wanted, rel=1e-10, abs=1e-12)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize("implementation", ["reference", *fused("tps_solve")])
 @pytest.mark.parametrize("count", [3, 4, 25, 100])
 def test_agrees_with_scipy(implementation, count):
     points, values = spread_points(1, count, 4)[0], random(count, 2, seed=5)
     where = random(50, 2, seed=6)
     oracle = RBFInterpolator(points.numpy(), values.numpy(), kernel="thin_plate_spline", degree=1)
-    coefficients = kernels.tps_solve(points, values[None], implementation=implementation)
-    got = kernels.tps_evaluate(coefficients, points, where, implementation=implementation)[0]
+    on_device = [t.to(device_of(implementation)) for t in (points, values[None], where)]
+    coefficients = kernels.tps_solve(*on_device[:2], implementation=implementation)
+    got = kernels.tps_evaluate(
+        coefficients, on_device[0], on_device[2], implementation=implementation
+    )[0].cpu()
     assert np.abs(got.numpy() - oracle(where.numpy())).max() < 1e-8 * np.abs(values.numpy()).max()
 
 
-@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize("implementation", ["reference", *fused("tps_solve")])
 @pytest.mark.parametrize("count", [4, 9, 25])
 def test_golden_grids(implementation, count):
     golden = np.load(GOLDEN / f"op_tpsgrid_k{count}.npz")
     points = torch.from_numpy(golden["ctrl_points"])
     source = torch.from_numpy(golden["source"]).requires_grad_()
     size = tuple(int(length) for length in golden["feat_hw"])
-    basis = kernels.tps_basis(points, size, implementation=implementation)
+    device = device_of(implementation)
+    basis = kernels.tps_basis(points.to(device), size, implementation=implementation).cpu()
     grid = basis @ source
     assert np.abs(grid.detach().numpy() - golden["grid_fp64"]).max() < 1e-5
     (gradient,) = torch.autograd.grad(grid, source, torch.from_numpy(golden["upstream"]))
@@ -136,11 +141,12 @@ def test_forward_and_gradients_agree_with_float64(implementation, dtype, batch, 
         assert_close_to_reference(one, other.detach(), dtype, slack=200, name=name)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize("implementation", ["reference", *fused("tps_solve")])
 def test_gradcheck(implementation):
-    points = spread_points(2, 5, 12).requires_grad_()
-    values = random(2, 5, 2, seed=13, grad=True)
-    where = random(2, 3, 2, seed=14, grad=True)
+    device = device_of(implementation)
+    points = spread_points(2, 5, 12).to(device).requires_grad_()
+    values = random(2, 5, 2, seed=13).to(device).requires_grad_()
+    where = random(2, 3, 2, seed=14).to(device).requires_grad_()
 
     def function(points, values, where):
         coefficients = kernels.tps_solve(points, values, implementation=implementation)
@@ -149,7 +155,9 @@ def test_gradcheck(implementation):
             kernels.tps_evaluate(coefficients, points, where, implementation=implementation),
         )
 
-    assert torch.autograd.gradcheck(function, (points, values, where))
+    # Triton's interpreter takes a second per evaluation, so there along random directions only.
+    fast = implementation == "triton"
+    assert torch.autograd.gradcheck(function, (points, values, where), fast_mode=fast)
 
 
 def test_reference_has_double_backward():
@@ -170,13 +178,16 @@ def test_fused_double_backward_names_the_way_out():
         gradient.sum().backward()
 
 
+@pytest.mark.parametrize("implementation", fused("tps_solve"))
 @pytest.mark.parametrize("operator", ["tps_solve", "tps_evaluate", "tps_grid"])
-def test_opcheck(operator):
-    points = spread_points(2, 5, 19).float().requires_grad_()
-    values = random(2, 5, 2, seed=20, dtype=torch.float32, grad=True)
-    solved = torch.ops.gsalign.tps_solve(points.detach(), values.detach(), 0.1, True)
+def test_opcheck(operator, implementation):
+    device = device_of(implementation)
+    namespace = torch.ops.gsalign_triton if implementation == "triton" else torch.ops.gsalign
+    points = spread_points(2, 5, 19).float().to(device).requires_grad_()
+    values = random(2, 5, 2, seed=20, dtype=torch.float32).to(device).requires_grad_()
+    solved = namespace.tps_solve(points.detach(), values.detach(), 0.1, True)
     coefficients = solved[0].clone().requires_grad_()
-    where = random(2, 3, 2, seed=21, dtype=torch.float32, grad=True)
+    where = random(2, 3, 2, seed=21, dtype=torch.float32).to(device).requires_grad_()
     forward, backward = {
         "tps_solve": (
             (points, values, 0.1, True),
@@ -184,25 +195,32 @@ def test_opcheck(operator):
         ),
         "tps_evaluate": (
             (coefficients, points, where),
-            (torch.randn(2, 3, 2), coefficients.detach(), points.detach(), where.detach()),
+            (
+                torch.randn_like(where),
+                coefficients.detach(),
+                points.detach(),
+                where.detach(),
+            ),
         ),
         "tps_grid": (
             (coefficients, points, 3, 4, True),
-            (torch.randn(2, 3, 4, 2), coefficients.detach(), points.detach(), True),
+            (torch.randn(2, 3, 4, 2, device=device), coefficients.detach(), points.detach(), True),
         ),
     }[operator]
-    namespace = torch.ops.gsalign
     torch.library.opcheck(getattr(namespace, operator).default, forward)
     torch.library.opcheck(getattr(namespace, f"{operator}_backward").default, backward)
 
 
-def test_same_bits_for_any_number_of_threads():
-    points, values = spread_points(5, 9, 22).float(), random(5, 9, 2, seed=23, dtype=torch.float32)
+@pytest.mark.parametrize("implementation", fused("tps_solve"))
+def test_same_bits_from_run_to_run_and_for_any_number_of_threads(implementation):
+    device = device_of(implementation)
+    points = spread_points(5, 9, 22).float().to(device)
+    values = random(5, 9, 2, seed=23, dtype=torch.float32).to(device)
 
     def run():
         leaves = [points.clone().requires_grad_(), values.clone().requires_grad_()]
-        coefficients = kernels.tps_solve(*leaves, implementation="cpp")
-        grid = kernels.tps_grid(coefficients, leaves[0], (40, 61), implementation="cpp")
+        coefficients = kernels.tps_solve(*leaves, implementation=implementation)
+        grid = kernels.tps_grid(coefficients, leaves[0], (40, 61), implementation=implementation)
         return grid, *torch.autograd.grad(grid.square().sum(), leaves)
 
     with threads(1):
@@ -214,15 +232,18 @@ def test_same_bits_for_any_number_of_threads():
             assert bitwise_equal(one, other)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize("implementation", ["reference", *fused("tps_solve")])
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1), (4, 3)])
 def test_basis_is_the_identity_on_its_own_points(implementation, align_corners, size):
     """Values equal to the control points give the pixel positions themselves, rows sum to 1."""
     points = spread_points(1, 9, 24)[0]
     basis = kernels.tps_basis(
-        points, size, align_corners=align_corners, implementation=implementation
-    )
+        points.to(device_of(implementation)),
+        size,
+        align_corners=align_corners,
+        implementation=implementation,
+    ).cpu()
     lattice = reference.lattice(size, align_corners=align_corners, dtype=torch.float64)
     assert basis.shape == (size[0] * size[1], 9)
     assert (basis.sum(1) - 1).abs().max() < 1e-12
@@ -247,14 +268,19 @@ def test_half_types_are_computed_in_float32():
     assert lifted.dtype == torch.float32
 
 
-@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize("implementation", ["reference", *fused("tps_solve")])
 def test_empty_batch_and_no_columns(implementation):
-    points = spread_points(1, 4, 28)[0].float()
+    device = device_of(implementation)
+    points = spread_points(1, 4, 28)[0].float().to(device)
     solve = {"implementation": implementation}
-    assert kernels.tps_solve(points, torch.zeros(0, 4, 2), **solve).shape == (0, 7, 2)
-    assert kernels.tps_solve(points, torch.zeros(2, 4, 0), **solve).shape == (2, 7, 0)
-    coefficients = kernels.tps_solve(points, torch.zeros(2, 4, 2), **solve)
-    nowhere = kernels.tps_evaluate(coefficients, points, torch.zeros(0, 2), **solve)
+
+    def zeros(*shape):
+        return torch.zeros(*shape, device=device)
+
+    assert kernels.tps_solve(points, zeros(0, 4, 2), **solve).shape == (0, 7, 2)
+    assert kernels.tps_solve(points, zeros(2, 4, 0), **solve).shape == (2, 7, 0)
+    coefficients = kernels.tps_solve(points, zeros(2, 4, 2), **solve)
+    nowhere = kernels.tps_evaluate(coefficients, points, zeros(0, 2), **solve)
     assert nowhere.shape == (2, 0, 2)
 
 
@@ -292,15 +318,19 @@ def test_control_points_that_give_no_spline_are_told(implementation, dtype, case
             call(points, values, check_errors=True, implementation=implementation)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize("implementation", ["reference", *fused("tps_solve")])
 @pytest.mark.parametrize("count", [9, 40, 128])
 def test_a_repeated_point_among_many_is_found_and_a_near_one_is_not(implementation, count):
-    points = spread_points(20, count, 31)
+    # Triton's interpreter is slow.
+    batch = 1 if implementation == "triton" else 20
+    points = spread_points(batch, count, 31)
     near = points.clone()
-    for sample in range(20):
+    for sample in range(batch):
         points[sample, count - 1] = points[sample, sample % (count - 1)]
         near[sample, count - 1] = near[sample, sample % (count - 1)] + 1e-3
-    values = random(20, count, 2, seed=32)
+    device = device_of(implementation)
+    points, near = points.to(device), near.to(device)
+    values = random(batch, count, 2, seed=32).to(device)
     solve = {"implementation": implementation}
     assert (kernels.tps_solve_ex(points, values, **solve).info == 1).all()
     solution = kernels.tps_solve_ex(near, values, **solve)

@@ -1,4 +1,4 @@
-"""Image warp: the C++ kernel against grid_sample on the float64 spline, and its gradients."""
+"""Image warp: every implementation against grid_sample on the float64 spline, and its gradients."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ def run(implementation, image, points, values, upstream, **settings):
     )
 
 
+# What computes image and coordinates in float64; the others leave that to the reference.
+IN_FLOAT64 = [p for p in fused("warp_image") if p.values[0] == "cpp"]
 NAMES = ("warped", "d image", "d control_points", "d values")
 
 
@@ -62,6 +64,8 @@ NAMES = ("warped", "d image", "d control_points", "d values")
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_agrees_with_float64(implementation, mode, padding_mode, align_corners, dtype):
+    if dtype == torch.float64 and implementation != "cpp":
+        pytest.skip("float64 is left to cpp and the reference")
     given = inputs(2, 3, (9, 14), (11, 8), dtype=dtype)
     settings = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
     with poisoned_memory():
@@ -74,19 +78,35 @@ def test_agrees_with_float64(implementation, mode, padding_mode, align_corners, 
         assert_close_to_reference(one, other.detach(), wanted, slack=30, name=name)
 
 
+@pytest.mark.parametrize("implementation", fused("warp_image"))
 @pytest.mark.parametrize("size", [(1, 7), (7, 1), (1, 1), (33, 70)])
 @pytest.mark.parametrize("channels", [1, 17])
-def test_odd_sizes(size, channels):
-    given = inputs(1, channels, size, (5, 3), dtype=torch.float64)
+def test_odd_sizes(implementation, size, channels):
+    dtype = torch.float64 if implementation == "cpp" else torch.float32
+    given = inputs(1, channels, size, (5, 3), dtype=dtype)
     for padding_mode, align_corners in itertools.product(PADDING_MODES, (True, False)):
         settings = {"padding_mode": padding_mode, "align_corners": align_corners}
-        actual = run("cpp", *given, **settings)
-        expected = run("reference", *given, **settings)
+        on_device = [t.to(device_of(implementation)) for t in given]
+        actual = run(implementation, *on_device, **settings)
+        expected = run("reference", *(in_float64(t, grad=False) for t in given), **settings)
         for name, one, other in zip(NAMES, actual, expected, strict=True):
-            assert_close_to_reference(one, other.detach(), torch.float64, slack=100, name=name)
+            assert_close_to_reference(one, other.detach(), dtype, slack=100, name=name)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize("implementation", fused("warp_image"))
+def test_many_tiles_and_outputs_that_gather_in_one_place(implementation):
+    """More tiles than one program looks at once, and a spline that reads a small part of them."""
+    image, points, values, _ = inputs(1, 1, (17, 12), (1, 1), dtype=torch.float32, side=2)
+    values = 0.2 * values + 0.3
+    upstream = random(1, 1, 97, 85, seed=7, dtype=torch.float32)
+    given = [t.to(device_of(implementation)) for t in (image, points, values, upstream)]
+    actual = run(implementation, *given)
+    expected = run("reference", *(in_float64(t, grad=False) for t in given))
+    for name, one, other in zip(NAMES, actual, expected, strict=True):
+        assert_close_to_reference(one, other.detach(), torch.float32, slack=50, name=name)
+
+
+@pytest.mark.parametrize("implementation", ["reference", *IN_FLOAT64])
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_gradcheck(implementation, padding_mode, align_corners):
@@ -187,22 +207,26 @@ def test_direction_output_to_input():
     torch.testing.assert_close(out[..., 4], image[..., 4], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", fused("warp_image"))
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("mode", MODES)
-def test_identity(padding_mode, align_corners, mode):
-    image = random(1, 2, 6, 7, seed=4)
-    points = lattice(3)
+def test_identity(implementation, padding_mode, align_corners, mode):
+    dtype = torch.float64 if implementation == "cpp" else torch.float32
+    image = random(1, 2, 6, 7, seed=4, dtype=dtype).to(device_of(implementation))
+    points = lattice(3).to(image)
     out = kernels.warp_image(
-        image, points, points, mode=mode, padding_mode=padding_mode, align_corners=align_corners
-    )
-    assert (out - image).abs().max() < 1e-12
+        image, points, points, mode=mode, padding_mode=padding_mode, align_corners=align_corners,
+        implementation=implementation,
+    )  # fmt: skip
+    assert (out - image).abs().max() < (1e-12 if dtype == torch.float64 else 1e-5)
 
 
+@pytest.mark.parametrize("implementation", fused("warp_image"))
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("shift", [math.nan, math.inf, -math.inf, 1e30, -1e30, 5.3, -7.7])
-def test_wild_coordinates_read_what_grid_sample_reads(mode, padding_mode, shift):
+def test_wild_coordinates_read_what_grid_sample_reads(implementation, mode, padding_mode, shift):
     """A constant spline is the one that carries any coordinate unharmed to the sampler."""
     image = random(2, 3, 3, 4, seed=5, dtype=torch.float32)
     points = lattice(2).float().expand(2, -1, -1)
@@ -210,7 +234,9 @@ def test_wild_coordinates_read_what_grid_sample_reads(mode, padding_mode, shift)
     coefficients[0, 4, 0] = shift
     grid = coefficients[:, 4].view(2, 1, 1, 2).expand(2, 5, 6, 2)
     settings = (MODES.index(mode), PADDING_MODES.index(padding_mode), True)
-    out = torch.ops.gsalign.warp_image(image, coefficients, points, 5, 6, *settings)
+    device, namespace = device_of(implementation), namespace_of(implementation)
+    spline = (coefficients.to(device), points.to(device))
+    out = namespace.warp_image(image.to(device), *spline, 5, 6, *settings).cpu()
     wanted = torch.nn.functional.grid_sample(
         image, grid, mode=mode, padding_mode=padding_mode, align_corners=True
     )
@@ -223,8 +249,8 @@ def test_wild_coordinates_read_what_grid_sample_reads(mode, padding_mode, shift)
         ).all()
     else:
         torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
-    gradients = torch.ops.gsalign.warp_image_backward(
-        torch.ones_like(out), image, coefficients, points, *settings
+    gradients = namespace.warp_image_backward(
+        torch.ones_like(out).to(device), image.to(device), *spline, *settings
     )
     assert gradients[0].isfinite().all()
 
@@ -248,36 +274,58 @@ def test_reference_survives_wild_coordinates_backward(padding_mode, align_corner
         torch.testing.assert_close(gradient.sum(), torch.tensor(float(out.numel())))
 
 
-def test_layouts_strides_and_empty_batches():
+@pytest.mark.parametrize("implementation", fused("warp_image"))
+def test_infinite_gradients_reach_only_what_was_read(implementation):
+    image, points, values, upstream = inputs(1, 2, (9, 14), (6, 8), dtype=torch.float32)
+    upstream[0, 1, 2, 3] = math.inf
+    given = [t.to(device_of(implementation)) for t in (image, points, values, upstream)]
+    gradient = run(implementation, *given)[1]
+    assert gradient[0, 0].isfinite().all()
+    assert 1 <= int((~gradient[0, 1].isfinite()).sum()) <= 4
+
+
+@pytest.mark.parametrize("implementation", fused("warp_image"))
+def test_layouts_strides_and_empty_batches(implementation):
     given = inputs(2, 5, (9, 14), (6, 8), dtype=torch.float32)
-    plain = run("cpp", *given)
-    last = run("cpp", given[0].to(memory_format=torch.channels_last), *given[1:])
-    odd = run("cpp", *(strided(t) for t in given))
+    given = [t.to(device_of(implementation)) for t in given]
+    plain = run(implementation, *given)
+    last = run(implementation, given[0].to(memory_format=torch.channels_last), *given[1:])
+    odd = run(implementation, *(strided(t) for t in given))
     for one, two, three in zip(plain, last, odd, strict=True):
         assert bitwise_equal(one, two) and bitwise_equal(one, three)
-    empty = run("cpp", *(t[:0] for t in given))
+    empty = run(implementation, *(t[:0] for t in given))
     assert [tuple(t.shape) for t in empty] == [
         (0, 5, 6, 8), (0, 5, 9, 14), (0, 9, 2), (0, 9, 2)
     ]  # fmt: skip
 
 
-def test_same_bits_for_any_number_of_threads():
-    given = inputs(3, 20, (9, 14), (40, 70), dtype=torch.float32)
+@pytest.mark.parametrize("implementation", fused("warp_image"))
+def test_same_bits_from_run_to_run_and_for_any_number_of_threads(implementation):
+    out, channels = ((12, 9), 5) if implementation == "triton" else ((40, 70), 20)
+    given = inputs(3, channels, (9, 14), out, dtype=torch.float32)
+    given = [t.to(device_of(implementation)) for t in given]
     with threads(1):
-        alone = run("cpp", *given)
+        alone = run(implementation, *given)
     with threads(3):
         for _ in range(2):
-            for one, other in zip(alone, run("cpp", *given), strict=True):
+            for one, other in zip(alone, run(implementation, *given), strict=True):
                 assert bitwise_equal(one, other)
 
 
-def test_opcheck():
-    image, points, values, upstream = inputs(2, 3, (5, 6), (4, 3), dtype=torch.float32, side=2)
+def namespace_of(implementation: str):
+    return torch.ops.gsalign_triton if implementation == "triton" else torch.ops.gsalign
+
+
+@pytest.mark.parametrize("implementation", fused("warp_image"))
+def test_opcheck(implementation):
+    given = inputs(2, 3, (5, 6), (4, 3), dtype=torch.float32, side=2)
+    image, points, values, upstream = (t.to(device_of(implementation)) for t in given)
     coefficients = kernels.tps_solve(points, values)
     leaves = [t.detach().requires_grad_() for t in (image, coefficients, points)]
-    torch.library.opcheck(torch.ops.gsalign.warp_image.default, (*leaves, 4, 3, 0, 1, True))
+    namespace = namespace_of(implementation)
+    torch.library.opcheck(namespace.warp_image.default, (*leaves, 4, 3, 0, 1, True))
     torch.library.opcheck(
-        torch.ops.gsalign.warp_image_backward.default,
+        namespace.warp_image_backward.default,
         (upstream, image, coefficients, points, 0, 1, True),
     )
 

@@ -16,6 +16,7 @@ from gsalign_kernels.triton.launch import (
     device_of,
     empty_output,
     power_of_two,
+    sum_parts,
     unavailable,
 )
 
@@ -27,7 +28,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
-    return importlib.import_module("gsalign_kernels.triton.warp_kernels")
+    return importlib.import_module("gsalign_kernels.triton.warp_tokens_kernels")
 
 
 def _divides_well(channels: int) -> bool:
@@ -253,14 +254,5 @@ def warp_tokens_backward(
             BLOCK_K=power_of_two(points, 4, 32),
             num_warps=4,
         )
-        block_n = power_of_two(2 * points, 4, 16)
-        kernels.reduce_kernel[(ceil_div(2 * points, block_n),)](
-            point_sums,
-            grad_source_points,
-            batch,
-            2 * points,
-            BLOCK_B=32,
-            BLOCK_N=block_n,
-            num_warps=4,
-        )
+        sum_parts(kernels, "warp_tokens", point_sums.unsqueeze(0), grad_source_points)
     return grad_tokens.to(tokens.dtype), grad_source_points, grad_angle

@@ -17,6 +17,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from gsalign_kernels.triton.common_kernels import reduce_kernel
+
+__all__ = [
+    "backward_kernel",
+    "forward_kernel",
+    "project_kernel",
+    "reduce_kernel",
+    "sort_kernel",
+    "taps_kernel",
+]
+
 # Sizes of which a new value must not mean a new compilation. The number of channels is not among
 # them: knowing that 16 divides it gives 16-byte accesses.
 SIZES = [
@@ -27,8 +38,6 @@ SIZES = [
     "blocks",
     "tiles",
     "queries",
-    "batch",
-    "columns",
 ]
 
 
@@ -344,26 +353,3 @@ def project_kernel(
         tl.store(target, px * cosine + py * sine, mask=is_point)
         tl.store(target + 1, py * cosine - px * sine, mask=is_point)
     tl.store(grad_angle + sample, tl.sum(by_angle, axis=0))
-
-
-@triton.jit(do_not_specialize=SIZES)
-def reduce_kernel(
-    point_sums,
-    grad_source_points,
-    batch,
-    columns,
-    BLOCK_B: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Sum of ``point_sums [B, columns]`` over the batch, in a fixed order."""
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros((BLOCK_N,), tl.float32)
-    for first in range(0, batch, BLOCK_B):
-        sample = first + tl.arange(0, BLOCK_B)
-        values = tl.load(
-            point_sums + sample.to(tl.int64)[:, None] * columns + column[None, :],
-            mask=(sample < batch)[:, None] & (column < columns)[None, :],
-            other=0.0,
-        )
-        total += tl.sum(values, axis=0)
-    tl.store(grad_source_points + column, total, mask=column < columns)
