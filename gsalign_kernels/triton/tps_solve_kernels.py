@@ -131,21 +131,27 @@ def transform_kernel(
     reflections = factors + triangle_size(points)
 
     # P to R and the reflections v; columns later than the one reflected are transformed.
-    v0, height0 = reflection(tl.where(inside, 1.0, 0.0).to(tl.float64), 0, lane)
+    tolerance = points.to(tl.float64) * EPSILON
+    vanishing_height = 2.0 * tolerance * tl.sqrt(points.to(tl.float64)) * farthest
+    heights = reflections + 3 * points
+    v0, height = reflection(tl.where(inside, 1.0, 0.0).to(tl.float64), 0, lane)
+    regular = finite & (tl.abs(height) > vanishing_height)
+    tl.store(heights, height)
+    tl.store(reflections + lane, v0, mask=inside)
     p1 = x - v0 * along(v0, x)
     p2 = y - v0 * along(v0, y)
-    v1, height1 = reflection(p1, 1, lane)
-    p2 -= v1 * along(v1, p2)
-    v2, height2 = reflection(p2, 2, lane)
-    tl.store(reflections + lane, v0, mask=inside)
+    v1, height = reflection(p1, 1, lane)
+    regular = regular & (tl.abs(height) > vanishing_height)
+    tl.store(heights + 1, height)
     tl.store(reflections + points + lane, tl.where(lane < 1, p1, v1), mask=inside)
+    p2 -= v1 * along(v1, p2)
+    # Points on a line leave R_22 a few roundings, which R_12 / R_11 magnifies.
+    r12 = tl.sum(tl.where(lane == 1, p2, 0.0), axis=0)
+    vanishing_height *= 1.0 + tl.abs(r12 / height)
+    v2, height = reflection(p2, 2, lane)
+    regular = regular & (tl.abs(height) > vanishing_height)
+    tl.store(heights + 2, height)
     tl.store(reflections + 2 * points + lane, tl.where(lane < 2, p2, v2), mask=inside)
-    tl.store(reflections + 3 * points, height0)
-    tl.store(reflections + 3 * points + 1, height1)
-    tl.store(reflections + 3 * points + 2, height2)
-    lowest = tl.minimum(tl.minimum(tl.abs(height0), tl.abs(height1)), tl.abs(height2))
-    tolerance = points.to(tl.float64) * EPSILON
-    regular = finite & (lowest > tolerance * tl.sqrt(points.to(tl.float64)) * farthest)
 
     # Phi times each v.
     y0 = tl.zeros((N,), tl.float64)
@@ -167,7 +173,7 @@ def transform_kernel(
     tl.store(vanishing_pivots + sample, vanishing_pivot)
     tl.store(info + sample, tl.where(finite, tl.where(regular, 0, SINGULAR), NOT_FINITE))
     if regular == 0:
-        tl.store(reflections + 3 * points, float("nan"))
+        tl.store(heights, float("nan"))
 
     # H Phi H = Phi - v w^T - w v^T, and then the next one on that.
     w0 = y0 - 0.5 * along(v0, y0) * v0
