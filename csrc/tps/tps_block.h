@@ -1,8 +1,7 @@
 // Splines at a block of points on the CPU, forward and backward: the inner loops of tps and warp.
 //
-// Always inlined into functions marked GSALIGN_CLONES, so that each is compiled for the instruction
-// set of its caller. Blocks are always worked on whole: a short one repeats its last point, and the
-// gradients there are zero.
+// Templated on the bytes of a vector and always inlined, for with_vectors(). Blocks are always
+// worked on whole: a short one repeats its last point, and the gradients there are zero.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +17,8 @@ namespace gsalign::tps {
 // Points are worked on in blocks of this many, which stay in the first-level cache.
 constexpr std::int64_t kPointBlock = 64;
 
-template <typename R>
-constexpr std::int64_t kBlockVectors = kPointBlock / kVectorLength<R>;
+template <typename R, int kBytes>
+constexpr std::int64_t kBlockVectors = kPointBlock / kVectorLength<R, kBytes>;
 
 // One sample's spline: coefficients [K + 3, V], control points [K, 2].
 template <typename R>
@@ -67,21 +66,22 @@ struct alignas(64) PointBlock {
 
 // log(max(r2, 1e-8)) / 2; with it U = r2 half_log, and the slope is half_log + 1/2 (half_log alone
 // where clamped).
-template <typename R>
-GSALIGN_INLINE Vector<R> half_logarithm(const Vector<R>& squared_distance) {
-  const Vector<R> smallest = Vector<R>{} + R(1e-8);
-  return R(0.5) * natural_log(choose(squared_distance < smallest, smallest, squared_distance));
+template <typename R, typename V>
+GSALIGN_INLINE V half_logarithm(const V& squared_distance) {
+  const V smallest = V{} + R(1e-8);
+  return R(0.5) * logarithm<R, V>(squared_distance < smallest ? smallest : squared_distance);
 }
 
 // rows[k][n] = half logarithm of the distance of point n to control point k.
-template <typename R>
+template <int kBytes, typename R>
 GSALIGN_INLINE void logarithm_rows(
     const R* control_points, std::int64_t points, const PointBlock<R>& at, R* rows) {
-  using V = Vector<R>;
+  using V = Vector<R, kBytes>;
   for (std::int64_t k = 0; k < points; ++k) {
     const R cx = control_points[2 * k], cy = control_points[2 * k + 1];
-    for (std::int64_t j = 0; j < kPointBlock; j += kVectorLength<R>) {
-      const V dx = load_vector(at.x + j) - cx, dy = load_vector(at.y + j) - cy;
+    for (std::int64_t j = 0; j < kPointBlock; j += kVectorLength<R, kBytes>) {
+      const V dx = load_vector<R, kBytes>(at.x + j) - cx,
+              dy = load_vector<R, kBytes>(at.y + j) - cy;
       store_vector<R>(rows + k * kPointBlock + j, half_logarithm<R>(dx * dx + dy * dy));
     }
   }
@@ -89,19 +89,19 @@ GSALIGN_INLINE void logarithm_rows(
 
 // out[v][n] = f_v(point n). With `rows` from logarithm_rows no logarithm is taken: they are the
 // same for every spline on these control points.
-template <typename R, bool kRows>
+template <int kBytes, bool kRows, typename R>
 GSALIGN_INLINE void evaluate_block(
     const Spline<R>& spline, const PointBlock<R>& at, const R* rows, R* __restrict out) {
-  using V = Vector<R>;
-  constexpr std::int64_t kCount = kBlockVectors<R>, kLength = kVectorLength<R>;
+  using V = Vector<R, kBytes>;
+  constexpr std::int64_t kCount = kBlockVectors<R, kBytes>, kLength = kVectorLength<R, kBytes>;
   const std::int64_t columns = spline.columns;
   const R* affine = spline.affine();
-  const auto basis = [&](std::int64_t k, std::int64_t j) __attribute__((always_inline)) {
-    const V dx = load_vector(at.x + j * kLength) - spline.control_points[2 * k];
-    const V dy = load_vector(at.y + j * kLength) - spline.control_points[2 * k + 1];
+  const auto basis = [&](std::int64_t k, std::int64_t j) GSALIGN_VECTOR_BODY {
+    const V dx = load_vector<R, kBytes>(at.x + j * kLength) - spline.control_points[2 * k];
+    const V dy = load_vector<R, kBytes>(at.y + j * kLength) - spline.control_points[2 * k + 1];
     const V r2 = dx * dx + dy * dy;
     if constexpr (kRows) {
-      return r2 * load_vector(rows + k * kPointBlock + j * kLength);
+      return r2 * load_vector<R, kBytes>(rows + k * kPointBlock + j * kLength);
     } else {
       return r2 * half_logarithm<R>(r2);
     }
@@ -109,7 +109,8 @@ GSALIGN_INLINE void evaluate_block(
   if (columns == 2) {  // a grid: both sums stay in registers
     V gx[kCount], gy[kCount];
     for (std::int64_t j = 0; j < kCount; ++j) {
-      const V x = load_vector(at.x + j * kLength), y = load_vector(at.y + j * kLength);
+      const V x = load_vector<R, kBytes>(at.x + j * kLength),
+              y = load_vector<R, kBytes>(at.y + j * kLength);
       gx[j] = affine[0] + affine[2] * x + affine[4] * y;
       gy[j] = affine[1] + affine[3] * x + affine[5] * y;
     }
@@ -129,7 +130,8 @@ GSALIGN_INLINE void evaluate_block(
   }
   for (std::int64_t v = 0; v < columns; ++v) {
     for (std::int64_t j = 0; j < kCount; ++j) {
-      const V x = load_vector(at.x + j * kLength), y = load_vector(at.y + j * kLength);
+      const V x = load_vector<R, kBytes>(at.x + j * kLength),
+              y = load_vector<R, kBytes>(at.y + j * kLength);
       store_vector<R>(
           out + v * kPointBlock + j * kLength,
           affine[v] + affine[columns + v] * x + affine[2 * columns + v] * y);
@@ -141,7 +143,7 @@ GSALIGN_INLINE void evaluate_block(
       const V value = basis(k, j);
       for (std::int64_t v = 0; v < columns; ++v) {
         R* sum = out + v * kPointBlock + j * kLength;
-        store_vector<R>(sum, load_vector(sum) + weights[v] * value);
+        store_vector<R>(sum, load_vector<R, kBytes>(sum) + weights[v] * value);
       }
     }
   }
@@ -151,10 +153,10 @@ GSALIGN_INLINE void evaluate_block(
 //
 // Sums are kept per lane, and go to the totals (double) every kFlush blocks: no sum in float is
 // longer than kFlush * kBlockVectors terms, and few additions cross the lanes.
-template <typename R>
+template <typename R, int kBytes>
 class SplineGradient {
  public:
-  using V = Vector<R>;
+  using V = Vector<R, kBytes>;
   static constexpr std::int64_t kFlush = 16;
 
   // Totals of [(K + 3) V] coefficients, then of [K, 2] control points; they start at zero.
@@ -163,7 +165,7 @@ class SplineGradient {
         columns_(columns),
         numbers_((points + 3) * columns + 2 * points),
         totals_(totals),
-        sums_(numbers_ * kVectorLength<R>) {
+        sums_(numbers_ * kVectorLength<R, kBytes>) {
     std::fill_n(totals_, numbers_, 0.0);
     clear();
   }
@@ -173,16 +175,16 @@ class SplineGradient {
   template <bool kPoints>
   GSALIGN_INLINE void add(
       const Spline<R>& spline, const PointBlock<R>& at, const R* gradient, R* gx, R* gy) {
-    constexpr std::int64_t kCount = kBlockVectors<R>, kLength = kVectorLength<R>;
+    constexpr std::int64_t kCount = kBlockVectors<R, kBytes>, kLength = kVectorLength<R, kBytes>;
     const R* affine = spline.affine();
     V px[kCount] = {}, py[kCount] = {};
     for (std::int64_t v = 0; v < columns_; ++v) {
       V constant{}, along_x{}, along_y{};
       for (std::int64_t j = 0; j < kCount; ++j) {
-        const V g = load_vector(gradient + v * kPointBlock + j * kLength);
+        const V g = load_vector<R, kBytes>(gradient + v * kPointBlock + j * kLength);
         constant += g;
-        along_x += g * load_vector(at.x + j * kLength);
-        along_y += g * load_vector(at.y + j * kLength);
+        along_x += g * load_vector<R, kBytes>(at.x + j * kLength);
+        along_y += g * load_vector<R, kBytes>(at.y + j * kLength);
         if constexpr (kPoints) {
           px[j] += affine[columns_ + v] * g;
           py[j] += affine[2 * columns_ + v] * g;
@@ -198,18 +200,18 @@ class SplineGradient {
       const R* weights = spline.weights(k);
       V value[kCount], slope[kCount], dx[kCount], dy[kCount], pull[kCount] = {};
       for (std::int64_t j = 0; j < kCount; ++j) {
-        dx[j] = load_vector(at.x + j * kLength) - cx;
-        dy[j] = load_vector(at.y + j * kLength) - cy;
+        dx[j] = load_vector<R, kBytes>(at.x + j * kLength) - cx;
+        dy[j] = load_vector<R, kBytes>(at.y + j * kLength) - cy;
         const V r2 = dx[j] * dx[j] + dy[j] * dy[j];
         const V half_log = half_logarithm<R>(r2);
         value[j] = r2 * half_log;
         // d U / d point = 2 slope (point - centre), and the opposite for the centre.
-        slope[j] = R(2) * half_log + choose(r2 < V{} + R(1e-8), V{}, V{} + R(1));
+        slope[j] = R(2) * half_log + (r2 < V{} + R(1e-8) ? V{} : V{} + R(1));
       }
       for (std::int64_t v = 0; v < columns_; ++v) {
         V sum{};
         for (std::int64_t j = 0; j < kCount; ++j) {
-          const V g = load_vector(gradient + v * kPointBlock + j * kLength);
+          const V g = load_vector<R, kBytes>(gradient + v * kPointBlock + j * kLength);
           sum += g * value[j];
           pull[j] += weights[v] * g;
         }
@@ -243,19 +245,19 @@ class SplineGradient {
   // Brings the totals up to date.
   GSALIGN_INLINE void flush() {
     for (std::int64_t i = 0; i < numbers_; ++i) {
-      totals_[i] += sum_of<R>(load_vector(sums_.data() + i * kVectorLength<R>));
+      totals_[i] += sum_of<R>(load_vector<R, kBytes>(sums_.data() + i * kVectorLength<R, kBytes>));
     }
     clear();
   }
 
  private:
   void clear() {
-    std::fill_n(sums_.data(), numbers_ * kVectorLength<R>, R(0));
+    std::fill_n(sums_.data(), numbers_ * kVectorLength<R, kBytes>, R(0));
     blocks_ = 0;
   }
   GSALIGN_INLINE void increase(std::int64_t number, const V& by) {
-    R* sum = sums_.data() + number * kVectorLength<R>;
-    store_vector<R>(sum, load_vector(sum) + by);
+    R* sum = sums_.data() + number * kVectorLength<R, kBytes>;
+    store_vector<R>(sum, load_vector<R, kBytes>(sum) + by);
   }
 
   std::int64_t points_, columns_, numbers_, blocks_ = 0;

@@ -71,27 +71,27 @@ GSALIGN_INLINE void write_points(
 }
 
 // One block of one sample.
-template <typename R>
-GSALIGN_CLONES static void evaluate_one(
+template <int kBytes, typename R>
+GSALIGN_INLINE void evaluate_one(
     const Spline<R>& spline, const Points<R>& points, std::int64_t sample, std::int64_t begin,
     R* values, R* out) {
   PointBlock<R> at;
   points.block(sample, begin, &at);
-  evaluate_block<R, false>(spline, at, nullptr, values);
+  evaluate_block<kBytes, false, R>(spline, at, nullptr, values);
   write_points(
       out + (sample * points.count + begin) * spline.columns, values, at.count, spline.columns);
 }
 
 // One block of pixels of every sample, whose control points are the same.
-template <typename R>
-GSALIGN_CLONES static void evaluate_all(
+template <int kBytes, typename R>
+GSALIGN_INLINE void evaluate_all(
     Spline<R> spline, const Points<R>& points, std::int64_t batch, std::int64_t begin, R* rows,
     R* values, R* out) {
   PointBlock<R> at;
   points.block(0, begin, &at);
-  logarithm_rows(spline.control_points, spline.points, at, rows);
+  logarithm_rows<kBytes>(spline.control_points, spline.points, at, rows);
   for (std::int64_t b = 0; b < batch; ++b) {
-    evaluate_block<R, true>(spline, at, rows, values);
+    evaluate_block<kBytes, true, R>(spline, at, rows, values);
     write_points(
         out + (b * points.count + begin) * spline.columns, values, at.count, spline.columns);
     spline.coefficients += (spline.points + 3) * spline.columns;
@@ -107,9 +107,11 @@ void evaluate(const Splines& splines, const Points<R>& points, R* out) {
     parallel_for(
         blocks, [&] { return Scratch<R>(rows + columns); },
         [&](const Scratch<R>& memory, std::int64_t block) {
-          evaluate_all(
-              splines.sample<R>(0), points, splines.batch, block * kPointBlock, memory.data(),
-              memory.data() + rows, out);
+          with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+            evaluate_all<decltype(width)::kBytes>(
+                splines.sample<R>(0), points, splines.batch, block * kPointBlock, memory.data(),
+                memory.data() + rows, out);
+          });
         });
     return;
   }
@@ -117,17 +119,19 @@ void evaluate(const Splines& splines, const Points<R>& points, R* out) {
       splines.batch * blocks, [&] { return Scratch<R>(columns); },
       [&](const Scratch<R>& memory, std::int64_t unit) {
         const std::int64_t b = unit / blocks;
-        evaluate_one(
-            splines.sample<R>(b), points, b, unit % blocks * kPointBlock, memory.data(), out);
+        with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+          evaluate_one<decltype(width)::kBytes>(
+              splines.sample<R>(b), points, b, unit % blocks * kPointBlock, memory.data(), out);
+        });
       });
 }
 
 // One chunk of the points of one sample.
-template <typename R, bool kPoints>
-GSALIGN_CLONES static void backward_chunk(
+template <int kBytes, bool kPoints, typename R>
+GSALIGN_INLINE void backward_chunk(
     const Spline<R>& spline, const Points<R>& points, std::int64_t sample, std::int64_t chunk,
     const R* gradient, R* columns, double* totals, R* grad_points) {
-  SplineGradient<R> sums(spline.points, spline.columns, totals);
+  SplineGradient<R, kBytes> sums(spline.points, spline.columns, totals);
   const std::int64_t end = std::min((chunk + 1) * kPointChunk, points.count);
   for (std::int64_t begin = chunk * kPointChunk; begin < end; begin += kPointBlock) {
     PointBlock<R> at;
@@ -163,10 +167,19 @@ void evaluate_backward(
       splines.batch * chunks, [&] { return Scratch<R>(splines.columns * kPointBlock); },
       [&](const Scratch<R>& columns, std::int64_t unit) {
         const std::int64_t b = unit / chunks;
-        const auto run =
-            grad_points == nullptr ? &backward_chunk<R, false> : &backward_chunk<R, true>;
-        run(splines.sample<R>(b), points, b, unit % chunks, gradient, columns.data(),
-            partials.data() + unit * numbers, grad_points);
+        with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+          constexpr int kBytes = decltype(width)::kBytes;
+          double* totals = partials.data() + unit * numbers;
+          if (grad_points == nullptr) {
+            backward_chunk<kBytes, false>(
+                splines.sample<R>(b), points, b, unit % chunks, gradient, columns.data(), totals,
+                grad_points);
+          } else {
+            backward_chunk<kBytes, true>(
+                splines.sample<R>(b), points, b, unit % chunks, gradient, columns.data(), totals,
+                grad_points);
+          }
+        });
       });
   sum_partials(
       partials, splines.batch, chunks, of_coefficients, 2 * splines.points, grad_coefficients,

@@ -1,7 +1,8 @@
 // Batched solve of thin-plate splines on the CPU, and its adjoint from the same factors.
 //
-// Full groups of kLanes samples are solved side by side, those left over one by one. The factors go
-// out sample by sample, so that each can be taken apart from the batch it was solved in.
+// Full groups of samples, one to a lane of a vector, are solved side by side, those left over one
+// by one. The factors go out sample by sample, so that each can be taken apart from the batch it
+// was solved in.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -15,44 +16,53 @@ namespace {
 
 // Working memory holds element i of every lane's sample side by side; tensors hold samples one
 // after another, `stride` apart. Here `length` numbers of every sample pass from one to the other.
-GSALIGN_INLINE void take_lanes(double* out, const double* from, std::int64_t, std::int64_t length) {
-  std::copy_n(from, length, out);
-}
+template <typename E>
 GSALIGN_INLINE void take_lanes(
-    Lanes* out, const double* from, std::int64_t stride, std::int64_t length) {
-  std::int64_t i = 0;
-  for (; i + kLanes <= length; i += kLanes) {
-    Lanes rows[kLanes];
-    for (std::int64_t l = 0; l < kLanes; ++l) {
-      std::memcpy(&rows[l], from + l * stride + i, sizeof(Lanes));
+    E* out, const double* from, std::int64_t stride, std::int64_t length) {
+  constexpr std::int64_t lanes = kLanesOf<E>;
+  if constexpr (lanes == 1) {
+    std::copy_n(from, length, out);
+  } else {
+    std::int64_t i = 0;
+    for (; i + lanes <= length; i += lanes) {
+      E rows[lanes];
+      for (std::int64_t l = 0; l < lanes; ++l) {
+        std::memcpy(&rows[l], from + l * stride + i, sizeof(E));
+      }
+      transpose(rows);
+      for (std::int64_t l = 0; l < lanes; ++l) {
+        out[i + l] = rows[l];
+      }
     }
-    transpose(rows);
-    std::copy_n(rows, kLanes, out + i);
-  }
-  for (; i < length; ++i) {
-    for (std::int64_t l = 0; l < kLanes; ++l) {
-      set_lane(out[i], l, from[l * stride + i]);
+    for (; i < length; ++i) {
+      for (std::int64_t l = 0; l < lanes; ++l) {
+        set_lane(out[i], l, from[l * stride + i]);
+      }
     }
   }
 }
+template <typename E>
 GSALIGN_INLINE void give_lanes(
-    double* to, const double* values, std::int64_t, std::int64_t length) {
-  std::copy_n(values, length, to);
-}
-GSALIGN_INLINE void give_lanes(
-    double* to, const Lanes* values, std::int64_t stride, std::int64_t length) {
-  std::int64_t i = 0;
-  for (; i + kLanes <= length; i += kLanes) {
-    Lanes rows[kLanes];
-    std::copy_n(values + i, kLanes, rows);
-    transpose(rows);
-    for (std::int64_t l = 0; l < kLanes; ++l) {
-      std::memcpy(to + l * stride + i, &rows[l], sizeof(Lanes));
+    double* to, const E* values, std::int64_t stride, std::int64_t length) {
+  constexpr std::int64_t lanes = kLanesOf<E>;
+  if constexpr (lanes == 1) {
+    std::copy_n(values, length, to);
+  } else {
+    std::int64_t i = 0;
+    for (; i + lanes <= length; i += lanes) {
+      E rows[lanes];
+      for (std::int64_t l = 0; l < lanes; ++l) {
+        rows[l] = values[i + l];
+      }
+      transpose(rows);
+      for (std::int64_t l = 0; l < lanes; ++l) {
+        std::memcpy(to + l * stride + i, &rows[l], sizeof(E));
+      }
     }
-  }
-  for (; i < length; ++i) {
-    for (std::int64_t l = 0; l < kLanes; ++l) {
-      to[l * stride + i] = lane(values[i], l);
+    for (; i < length; ++i) {
+      for (std::int64_t l = 0; l < lanes; ++l) {
+        to[l * stride + i] = lane(values[i], l);
+      }
     }
   }
 }
@@ -95,25 +105,30 @@ struct Shape {
   std::int64_t factors() const { return System<double>::size(count); }
   // Elements of working memory that a group takes.
   std::int64_t work() const { return factors() + 6 * count + 2 * order() * columns; }
-  std::int64_t groups() const { return batch / kLanes + batch % kLanes; }
 };
 
-// Calls `run(element, memory, first sample)` for every full group and every sample left over.
+// Calls `run(element, memory, first sample)` for every full group and every sample left over, in
+// functions compiled for this processor's vectors.
 template <typename Run>
-void for_groups(const Shape& shape, Run&& run) {
-  const std::int64_t full = shape.batch / kLanes;
-  const auto memory = [&] { return Scratch<double>(shape.work() * (full > 0 ? kLanes : 1)); };
-  parallel_for(shape.groups(), memory, [&](const Scratch<double>& work, std::int64_t group) {
-    if (group < full) {
-      run(Lanes{}, reinterpret_cast<Lanes*>(work.data()), group * kLanes);
-    } else {
-      run(double{}, work.data(), full * kLanes + group - full);
-    }
-  });
+void for_groups(const Shape& shape, const Run& run) {
+  const std::int64_t lanes = vector_bytes() / std::int64_t(sizeof(double));
+  const std::int64_t full = shape.batch / lanes;
+  const auto memory = [&] { return Scratch<double>(shape.work() * (full > 0 ? lanes : 1)); };
+  parallel_for(
+      full + shape.batch % lanes, memory, [&](const Scratch<double>& work, std::int64_t group) {
+        with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+          using Group = Lanes<decltype(width)::kBytes>;
+          if (group < full) {
+            run(Group{}, reinterpret_cast<Group*>(work.data()), group * lanes);
+          } else {
+            run(double{}, work.data(), full * lanes + group - full);
+          }
+        });
+      });
 }
 
 template <typename E, typename R>
-GSALIGN_CLONES static void solve_group(
+GSALIGN_INLINE void solve_group(
     E* memory, const Shape& shape, const R* points, const R* values, double regularization,
     R* coefficients, double* factors, std::int32_t* info) {
   const std::int64_t count = shape.count, order = shape.order();
@@ -142,7 +157,7 @@ GSALIGN_CLONES static void solve_group(
 
 // L is symmetric, so its adjoint is the same solve: L z = g, dL = -z w^T, dv = z[:K].
 template <typename E, typename R>
-GSALIGN_CLONES static void backward_group(
+GSALIGN_INLINE void backward_group(
     E* memory, const Shape& shape, const R* grad, const R* coefficients, const R* points,
     const double* factors, R* grad_points, R* grad_values) {
   const std::int64_t count = shape.count, order = shape.order(), columns = shape.columns;
@@ -207,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor> tps_solve(
   const Tensor info = empty(wanted, {batch}, ScalarType::Int);
   dispatch_coordinates("control_points", points.scalar_type(), [&](auto kind) {
     using R = decltype(kind);
-    for_groups(shape, [&](auto element, auto* memory, std::int64_t first) {
+    for_groups(shape, [&](auto element, auto* memory, std::int64_t first) GSALIGN_VECTOR_BODY {
       solve_group<decltype(element), R>(
           memory, shape, data<R>(points) + first * count * 2,
           data<R>(wanted) + first * count * columns, regularization,
@@ -246,7 +261,7 @@ std::tuple<Tensor, Tensor> tps_solve_backward(
   const Tensor grad_values = empty(points, {batch, count, columns}, points.scalar_type());
   dispatch_coordinates("control_points", points.scalar_type(), [&](auto kind) {
     using R = decltype(kind);
-    for_groups(shape, [&](auto element, auto* memory, std::int64_t first) {
+    for_groups(shape, [&](auto element, auto* memory, std::int64_t first) GSALIGN_VECTOR_BODY {
       backward_group<decltype(element), R>(
           memory, shape, data<R>(gradient) + first * order * columns,
           data<R>(solution) + first * order * columns, data<R>(points) + first * count * 2,

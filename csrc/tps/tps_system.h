@@ -8,10 +8,10 @@
 //   R^T w1 = g2,   L L^T z = (Q^T g1)[3:] - Phi'[3:, :3] w1,   w = Q [w1; z],
 //   R a = (Q^T g1)[:3] - Phi'[:3, :3] w1 - Phi'[:3, 3:] z.
 //
-// The flow does not depend on the figures, so kLanes samples go through it side by side (`E` is
-// Lanes); one sample alone (`E` is double) fills the vectors along its rows. Half the operations of
-// a general factorisation. Everything in double: the systems are small, and their condition grows
-// to thousands.
+// The flow does not depend on the figures, so several samples go through it side by side (`E` is
+// a vector, one lane each); one sample alone (`E` is double) fills the vectors along its rows. Half
+// the operations of a general factorisation. Everything in double: the systems are small, and their
+// condition grows to thousands.
 #pragma once
 
 #include <algorithm>
@@ -32,18 +32,18 @@ template <typename E>
 GSALIGN_INLINE LaneBasis<E> lane_basis(const E& squared_distance) {
   const E smallest = E{} + 1e-8;
   const auto below = squared_distance < smallest;
-  const E logarithm = natural_log(choose(below, smallest, squared_distance));
-  const E half_log = 0.5 * logarithm + (squared_distance - squared_distance);
-  return {squared_distance * half_log, half_log + choose(below, E{}, E{} + 0.5)};
+  const E log = logarithm<double>(below ? smallest : squared_distance);
+  const E half_log = 0.5 * log + (squared_distance - squared_distance);
+  return {squared_distance * half_log, half_log + (below ? E{} : E{} + 0.5)};
 }
 
 template <typename E>
 GSALIGN_INLINE E absolute(const E& value) {
-  return choose(value < E{}, -value, value);
+  return value < E{} ? -value : value;
 }
 template <typename E>
 GSALIGN_INLINE E larger(const E& a, const E& b) {
-  return choose(a < b, b, a);
+  return a < b ? b : a;
 }
 
 // sum_k a[k] b[k]
@@ -55,8 +55,9 @@ GSALIGN_INLINE double dot(const double* a, const double* b, std::int64_t count) 
   }
   return sum;
 }
-GSALIGN_INLINE Lanes dot(const Lanes* a, const Lanes* b, std::int64_t count) {
-  Lanes sums[4] = {};  // in flight at once, as each takes a few cycles
+template <typename E>
+GSALIGN_INLINE E dot(const E* a, const E* b, std::int64_t count) {
+  E sums[4] = {};  // in flight at once, as each takes a few cycles
   std::int64_t k = 0;
   for (; k + 4 <= count; k += 4) {
     for (std::int64_t i = 0; i < 4; ++i) {
@@ -86,12 +87,12 @@ GSALIGN_INLINE void four_dots(
   sums[2] = s2;
   sums[3] = s3;
 }
-GSALIGN_INLINE void four_dots(
-    const Lanes* const rows[4], const Lanes* b, std::int64_t count, Lanes sums[4]) {
-  const Lanes *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
-  Lanes s0{}, s1{}, s2{}, s3{};
+template <typename E>
+GSALIGN_INLINE void four_dots(const E* const rows[4], const E* b, std::int64_t count, E sums[4]) {
+  const E *r0 = rows[0], *r1 = rows[1], *r2 = rows[2], *r3 = rows[3];
+  E s0{}, s1{}, s2{}, s3{};
   for (std::int64_t k = 0; k < count; ++k) {
-    const Lanes factor = b[k];
+    const E factor = b[k];
     s0 += r0[k] * factor;
     s1 += r1[k] * factor;
     s2 += r2[k] * factor;
@@ -112,8 +113,9 @@ GSALIGN_INLINE double largest_of(const double* x, std::int64_t count) {
   }
   return largest;
 }
-GSALIGN_INLINE Lanes largest_of(const Lanes* x, std::int64_t count) {
-  Lanes largest{};
+template <typename E>
+GSALIGN_INLINE E largest_of(const E* x, std::int64_t count) {
+  E largest{};
   for (std::int64_t k = 0; k < count; ++k) {
     largest = larger(largest, absolute(x[k]));
   }
@@ -129,7 +131,7 @@ GSALIGN_INLINE void add_scaled(E* __restrict y, const E& factor, const E* x, std
   }
 }
 
-// One system, or kLanes of them, in size(count) elements of working memory.
+// One system, or one per lane, in size(count) elements of working memory.
 template <typename E>
 class System {
  public:
@@ -171,15 +173,14 @@ class System {
       const E height = absolute(reflect(j));
       // The rounding of the second column reaches the third multiplied by what ties the two.
       const E magnified = j < 2 ? E{} + 1.0 : 1.0 + absolute(r(1, 2) / r(1, 1));
-      outcome.singular =
-          choose(height <= vanishing_height * magnified, E{} + 1.0, outcome.singular);
+      outcome.singular = height <= vanishing_height * magnified ? E{} + 1.0 : outcome.singular;
     }
     for (std::int64_t j = 0; j < 3; ++j) {
       transform(j, work, work + count_);
     }
     const E vanishing_pivot = tolerance * (largest + regularization);
     const E smallest_pivot = cholesky(work);
-    outcome.singular = choose(smallest_pivot <= vanishing_pivot, E{} + 1.0, outcome.singular);
+    outcome.singular = smallest_pivot <= vanishing_pivot ? E{} + 1.0 : outcome.singular;
     return outcome;
   }
 
@@ -262,7 +263,7 @@ class System {
     E* v = reflections_ + j * count_;
     const E norm = square_root(dot(v + j, v + j, count_ - j));
     const E alpha = v[j];
-    const E beta = choose(alpha < E{}, norm, -norm);
+    const E beta = alpha < E{} ? norm : -norm;
     scales_[j] = (beta - alpha) / beta;
     const E inverse = 1.0 / (alpha - beta);
     for (std::int64_t i = j + 1; i < count_; ++i) {
@@ -353,7 +354,7 @@ class System {
         }
         const std::int64_t own = first + i;
         const E pivot = block[i][own] - dot(block[i] + 3, block[i] + 3, own - 3);
-        smallest = choose(pivot < smallest, pivot, smallest);
+        smallest = pivot < smallest ? pivot : smallest;
         block[i][own] = 1.0 / square_root(pivot);
       }
     }
@@ -375,7 +376,7 @@ class System {
         for (std::int64_t d = 0; d < c; ++d) {
           pivot -= panel[d][own] * panel[d][own];
         }
-        smallest = choose(pivot < smallest, pivot, smallest);
+        smallest = pivot < smallest ? pivot : smallest;
         const E inverse = 1.0 / square_root(pivot);
         row(own)[own] = inverse;
         for (std::int64_t i = own + 1; i < count_; ++i) {

@@ -47,13 +47,13 @@ struct Image {
   std::int64_t batch, channel, row, column;  // strides
 };
 
-// One axis of the taps of a block; what SampleAxis in sample.h has for one tap.
+// One axis of the taps of a block; what SampleAxis in sample.h has for one tap. The cells are moved
+// inside the image, so that they may always be read; the masks, of all or no bits, say which count.
 template <typename R>
 struct alignas(64) AxisBlock {
-  R fraction[kPointBlock], slope[kPointBlock];
-  std::int32_t cell[kPointBlock];
-  std::uint8_t inside[kPointBlock];     // bit 0: the first pixel, bit 1: the next
-  std::uint8_t undefined[kPointBlock];  // the sampled value is NaN
+  R fraction[kPointBlock], slope[kPointBlock];  // a fraction that is NaN makes the sample NaN
+  std::int32_t first[kPointBlock], next[kPointBlock];
+  std::int32_t first_counts[kPointBlock], next_counts[kPointBlock];
 };
 
 // The arithmetic of sample_axis without branches, for zeros and border padding.
@@ -62,26 +62,24 @@ GSALIGN_INLINE void sample_block(
     const R* __restrict coordinate, std::int64_t length, bool align_corners,
     AxisBlock<R>* __restrict axis) {
   const R size = static_cast<R>(length), last = size - R(1);
-  const R span = align_corners ? last : size;
-  const R shift = align_corners ? R(0) : R(-1);
-  const R half = span / R(2);
+  const R half = (align_corners ? last : size) / R(2);
   const std::int32_t limit = static_cast<std::int32_t>(length);
 #pragma omp simd
   for (std::int64_t n = 0; n < kPointBlock; ++n) {
     // The two ways of pixel_position_of, whose roundings differ.
     const R centres = ((coordinate[n] + R(1)) / R(2)) * last;
-    const R edges = ((coordinate[n] + R(1)) * size + shift) / R(2);
+    const R edges = ((coordinate[n] + R(1)) * size - R(1)) / R(2);
     R position = align_corners ? centres : edges;
     R slope = half;
-    bool undefined = false;
+    R undefined = R(0);
     if constexpr (kBorder) {
       const bool above = position > R(0), below = position < last;  // neither, for a NaN
       slope = above && below ? slope : R(0);
       position = above ? (below ? position : last) : R(0);
     } else {
-      const bool finite = position - position == R(0);
+      const R zero_or_nan = position - position;  // NaN for what is not finite
       const bool near = position >= R(-2) && position <= size + R(1);
-      undefined = !finite && !kNearest;
+      undefined = kNearest ? R(0) : zero_or_nan;
       slope = near ? slope : R(0);
       position = near ? position : R(-2);
     }
@@ -92,13 +90,13 @@ GSALIGN_INLINE void sample_block(
     }
     const std::int32_t truncated = static_cast<std::int32_t>(position);
     const std::int32_t cell = truncated - (position < static_cast<R>(truncated) ? 1 : 0);
-    axis->cell[n] = cell;
-    axis->fraction[n] = position - static_cast<R>(cell);
+    axis->fraction[n] = (position - static_cast<R>(cell)) + undefined;
     axis->slope[n] = slope;
-    const bool first = cell >= 0 && cell < limit;
-    const bool next = !kNearest && cell >= -1 && cell < limit - 1;
-    axis->inside[n] = static_cast<std::uint8_t>((first ? 1 : 0) | (next ? 2 : 0));
-    axis->undefined[n] = undefined ? 1 : 0;
+    const std::int32_t low = cell < 0 ? 0 : cell, high = cell + 1 < 0 ? 0 : cell + 1;
+    axis->first[n] = low < limit ? low : limit - 1;
+    axis->next[n] = high < limit ? high : limit - 1;
+    axis->first_counts[n] = cell >= 0 && cell < limit ? -1 : 0;
+    axis->next_counts[n] = !kNearest && cell >= -1 && cell < limit - 1 ? -1 : 0;
   }
 }
 
@@ -108,14 +106,14 @@ GSALIGN_INLINE void sample_block(
   const bool border = s.padding == Padding::border, nearest = s.mode == Mode::nearest;
   if (s.padding == Padding::reflection) {
     for (std::int64_t n = 0; n < kPointBlock; ++n) {
-      const SampleAxis<R> tap =
-          sample_axis(coordinate[n], length, s.mode, s.padding, s.align_corners);
-      axis->cell[n] = static_cast<std::int32_t>(tap.cell);
+      const auto tap = sample_axis(coordinate[n], length, s.mode, s.padding, s.align_corners);
       axis->fraction[n] = tap.fraction;
       axis->slope[n] = tap.slope;
-      axis->inside[n] =
-          static_cast<std::uint8_t>((tap.first_inside ? 1 : 0) | (tap.next_inside ? 2 : 0));
-      axis->undefined[n] = tap.undefined ? 1 : 0;
+      axis->first[n] = static_cast<std::int32_t>(std::clamp<std::int64_t>(tap.cell, 0, length - 1));
+      axis->next[n] =
+          static_cast<std::int32_t>(std::clamp<std::int64_t>(tap.cell + 1, 0, length - 1));
+      axis->first_counts[n] = tap.first_inside ? -1 : 0;
+      axis->next_counts[n] = tap.next_inside ? -1 : 0;
     }
   } else if (border && nearest) {
     sample_block<R, true, true>(coordinate, length, s.align_corners, axis);
@@ -128,41 +126,60 @@ GSALIGN_INLINE void sample_block(
   }
 }
 
-// Where a block of output pixels reads: the upper left pixel, the weights of the four around it.
+// Steps between rows and columns of values.
+struct Steps {
+  std::int64_t row, column;
+};
+
+// Where a block of output pixels reads: four pixels each (first index y, second x), their weights,
+// and which of them count.
 template <typename R>
 struct alignas(64) TapBlock {
   AxisBlock<R> x, y;
-  R weight[4][kPointBlock];               // first index y, second x
-  std::int64_t offset[kPointBlock];       // of the upper left pixel; not to be read where outside
-  std::uint8_t inside_both[kPointBlock];  // 3: all four pixels are inside
+  R weight[4][kPointBlock];
+  std::int32_t counts[4][kPointBlock];
   std::int64_t count;
+  bool whole;  // all pixels of all taps count
 
-  GSALIGN_INLINE void set(
-      const Settings& s, const R* grid, std::int64_t count_, std::int64_t row,
-      std::int64_t column) {
+  GSALIGN_INLINE void set(const Settings& s, const R* grid, std::int64_t count_) {
     count = count_;
     sample_block(grid, s.width, s, &x);
     sample_block(grid + kPointBlock, s.height, s, &y);
+    std::int32_t all = -1;
+#pragma omp simd reduction(& : all)
     for (std::int64_t n = 0; n < kPointBlock; ++n) {
       const R fx = x.fraction[n], fy = y.fraction[n];
       weight[0][n] = (R(1) - fx) * (R(1) - fy);
       weight[1][n] = fx * (R(1) - fy);
       weight[2][n] = (R(1) - fx) * fy;
       weight[3][n] = fx * fy;
+      counts[0][n] = x.first_counts[n] & y.first_counts[n];
+      counts[1][n] = x.next_counts[n] & y.first_counts[n];
+      counts[2][n] = x.first_counts[n] & y.next_counts[n];
+      counts[3][n] = x.next_counts[n] & y.next_counts[n];
+      all &= counts[0][n] & counts[3][n];
     }
-    for (std::int64_t n = 0; n < kPointBlock; ++n) {
-      offset[n] = y.cell[n] * row + x.cell[n] * column;
-    }
-    for (std::int64_t n = 0; n < kPointBlock; ++n) {
-      inside_both[n] = x.inside[n] & y.inside[n];
-    }
+    whole = all == -1;
   }
 
-  bool whole(std::int64_t n) const { return inside_both[n] == 3; }
+  // Offsets of the four pixels of a tap.
+  GSALIGN_INLINE void offsets(std::int64_t n, const Steps& steps, std::int64_t out[4]) const {
+    const std::int64_t upper = y.first[n] * steps.row, lower = y.next[n] * steps.row;
+    const std::int64_t left = x.first[n] * steps.column, right = x.next[n] * steps.column;
+    out[0] = upper + left;
+    out[1] = upper + right;
+    out[2] = lower + left;
+    out[3] = lower + right;
+  }
 
-  bool undefined(std::int64_t n) const { return (x.undefined[n] | y.undefined[n]) != 0; }
-  bool inside(std::int64_t n, int corner) const {
-    return (x.inside[n] >> (corner & 1)) & (y.inside[n] >> (corner >> 1)) & 1;
+  // A pixel's value, or zero where it does not count: an infinity outside must not become a NaN.
+  GSALIGN_INLINE R counted(R value, int corner, std::int64_t n) const {
+    if constexpr (std::is_same_v<R, double>) {
+      const std::int64_t mask = counts[corner][n];
+      return bit_cast<double>(bit_cast<std::int64_t>(value) & mask);
+    } else {
+      return bit_cast<float>(bit_cast<std::int32_t>(value) & counts[corner][n]);
+    }
   }
 };
 
@@ -222,27 +239,28 @@ Arguments checked_arguments(
 
 // ---- forward ----
 
-// One channel of a block. Pixels outside are not read: an infinity there must not become a NaN.
+// One channel of a block.
 template <typename T, typename R = Compute<T>>
 GSALIGN_INLINE void sample_channel(
-    const TapBlock<R>& taps, const T* plane, std::int64_t row, std::int64_t column, bool nearest,
-    T* __restrict to) {
-  const std::int64_t steps[4] = {0, column, row, row + column};
+    const TapBlock<R>& taps, const T* plane, const Steps& steps, T* __restrict to) {
+  if (taps.whole) {
+    for (std::int64_t n = 0; n < taps.count; ++n) {
+      const T* at = plane + taps.y.first[n] * steps.row + taps.x.first[n] * steps.column;
+      const R upper = taps.weight[0][n] * load(at[0]) + taps.weight[1][n] * load(at[steps.column]);
+      at += steps.row;
+      const R lower = taps.weight[2][n] * load(at[0]) + taps.weight[3][n] * load(at[steps.column]);
+      to[n] = store<T>(upper + lower);
+    }
+    return;
+  }
   for (std::int64_t n = 0; n < taps.count; ++n) {
-    const T* at = plane + taps.offset[n];
-    if (taps.whole(n)) [[likely]] {
-      to[n] = store<T>(
-          (taps.weight[0][n] * load(at[0]) + taps.weight[1][n] * load(at[column])) +
-          (taps.weight[2][n] * load(at[row]) + taps.weight[3][n] * load(at[row + column])));
-      continue;
+    std::int64_t offset[4];
+    taps.offsets(n, steps, offset);
+    R part[4];
+    for (int corner = 0; corner < 4; ++corner) {
+      part[corner] = taps.weight[corner][n] * taps.counted(load(plane[offset[corner]]), corner, n);
     }
-    R sum = taps.undefined(n) ? std::numeric_limits<R>::quiet_NaN() : R(0);
-    for (int corner = 0; corner < (nearest ? 1 : 4); ++corner) {
-      if (taps.inside(n, corner)) {
-        sum += taps.weight[corner][n] * load(at[steps[corner]]);
-      }
-    }
-    to[n] = store<T>(sum);
+    to[n] = store<T>((part[0] + part[1]) + (part[2] + part[3]));
   }
 }
 
@@ -250,42 +268,48 @@ template <typename T, typename R = Compute<T>>
 GSALIGN_INLINE void sample_pixels(
     const Settings& s, const Image<T>& image, const TapBlock<R>& taps, std::int64_t sample,
     std::int64_t begin, T* out) {
+  // Steps known to the compiler where the image is contiguous.
+  const T* planes = image.data + sample * image.batch;
+  T* to = out + sample * s.channels * s.pixels() + begin;
   for (std::int64_t c = 0; c < s.channels; ++c) {
-    sample_channel(
-        taps, image.data + sample * image.batch + c * image.channel, image.row, image.column,
-        s.mode == Mode::nearest, out + (sample * s.channels + c) * s.pixels() + begin);
+    const T* plane = planes + c * image.channel;
+    if (image.column == 1) {
+      sample_channel(taps, plane, {image.row, 1}, to + c * s.pixels());
+    } else {
+      sample_channel(taps, plane, {image.row, image.column}, to + c * s.pixels());
+    }
   }
 }
 
 // One block of one sample.
-template <typename T, typename R = Compute<T>>
-GSALIGN_CLONES static void forward_one(
+template <int kBytes, typename T, typename R = Compute<T>>
+GSALIGN_INLINE void forward_one(
     const Settings& s, const Image<T>& image, const tps::Spline<R>& spline, std::int64_t sample,
     std::int64_t begin, T* out) {
   tps::PointBlock<R> at;
   at.set_pixels(
       begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width, s.align_corners);
   alignas(64) R grid[2 * kPointBlock];
-  tps::evaluate_block<R, false>(spline, at, nullptr, grid);
+  tps::evaluate_block<kBytes, false, R>(spline, at, nullptr, grid);
   TapBlock<R> taps;
-  taps.set(s, grid, at.count, image.row, image.column);
+  taps.set(s, grid, at.count);
   sample_pixels(s, image, taps, sample, begin, out);
 }
 
 // One block of every sample, whose control points are the same; `rows` has K blocks.
-template <typename T, typename R = Compute<T>>
-GSALIGN_CLONES static void forward_all(
+template <int kBytes, typename T, typename R = Compute<T>>
+GSALIGN_INLINE void forward_all(
     const Settings& s, const Image<T>& image, tps::Spline<R> spline, std::int64_t begin, R* rows,
     T* out) {
   tps::PointBlock<R> at;
   at.set_pixels(
       begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width, s.align_corners);
-  tps::logarithm_rows(spline.control_points, spline.points, at, rows);
+  tps::logarithm_rows<kBytes>(spline.control_points, spline.points, at, rows);
   for (std::int64_t b = 0; b < s.batch; ++b) {
     alignas(64) R grid[2 * kPointBlock];
-    tps::evaluate_block<R, true>(spline, at, rows, grid);
+    tps::evaluate_block<kBytes, true, R>(spline, at, rows, grid);
     TapBlock<R> taps;
-    taps.set(s, grid, at.count, image.row, image.column);
+    taps.set(s, grid, at.count);
     sample_pixels(s, image, taps, b, begin, out);
     spline.coefficients += (s.points + 3) * 2;
   }
@@ -300,13 +324,19 @@ void forward(const Arguments& arguments, T* out) {
     parallel_for(
         s.blocks(), [&] { return Scratch<R>(s.points * kPointBlock); },
         [&](const Scratch<R>& rows, std::int64_t block) {
-          forward_all(s, image, arguments.spline<R>(0), block * kPointBlock, rows.data(), out);
+          with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+            forward_all<decltype(width)::kBytes>(
+                s, image, arguments.spline<R>(0), block * kPointBlock, rows.data(), out);
+          });
         });
     return;
   }
   parallel_for(s.batch * s.blocks(), [&](std::int64_t unit) {
-    const std::int64_t b = unit / s.blocks();
-    forward_one(s, image, arguments.spline<R>(b), b, unit % s.blocks() * kPointBlock, out);
+    with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+      const std::int64_t b = unit / s.blocks();
+      forward_one<decltype(width)::kBytes>(
+          s, image, arguments.spline<R>(b), b, unit % s.blocks() * kPointBlock, out);
+    });
   });
 }
 
@@ -319,51 +349,46 @@ void forward(const Arguments& arguments, T* out) {
 // of the block are taken in turn, so that their sums wait side by side.
 template <typename T, typename R = Compute<T>>
 GSALIGN_INLINE void backward_channel(
-    const Settings& s, const TapBlock<R>& taps, const T* plane, std::int64_t row,
-    std::int64_t column, const T* gradient, R* sums, R* __restrict gx, R* __restrict gy) {
-  const std::int64_t width = s.width;
-  const bool nearest = s.mode == Mode::nearest;
-  const std::int64_t steps[4] = {0, column, row, row + column};
-  for (std::int64_t i = 0; i < kPointBlock; ++i) {
-    const std::int64_t n = i % kStretches * (kPointBlock / kStretches) + i / kStretches;
-    if (n >= taps.count) {
-      continue;
-    }
-    const R g = load(gradient[n]);
-    const T* at = plane + taps.offset[n];
-    R* to = sums + (taps.y.cell[n] * width + taps.x.cell[n]);
-    const R fx = taps.x.fraction[n], fy = taps.y.fraction[n];
-    if (taps.whole(n)) [[likely]] {
-      to[0] += taps.weight[0][n] * g;
-      to[1] += taps.weight[1][n] * g;
-      to[width] += taps.weight[2][n] * g;
-      to[width + 1] += taps.weight[3][n] * g;
-      const R v0 = load(at[0]), v1 = load(at[column]);
-      const R v2 = load(at[row]), v3 = load(at[row + column]);
-      gx[n] += g * ((R(1) - fy) * (v1 - v0) + fy * (v3 - v2));
-      gy[n] += g * ((R(1) - fx) * (v2 - v0) + fx * (v3 - v1));
-      continue;
-    }
-    R value[4] = {};
-    for (int corner = 0; corner < (nearest ? 1 : 4); ++corner) {
-      if (taps.inside(n, corner)) {
-        value[corner] = load(at[steps[corner]]);
-        to[(corner >> 1) * width + (corner & 1)] += taps.weight[corner][n] * g;
+    const TapBlock<R>& taps, const T* plane, const Steps& steps, const T* gradient, R* sums,
+    std::int64_t width, R* __restrict gx, R* __restrict gy) {
+  constexpr std::int64_t kLength = kPointBlock / kStretches;
+  for (std::int64_t i = 0; i < kLength; ++i) {
+    for (std::int64_t n = i; n < taps.count; n += kLength) {
+      const R g = load(gradient[n]);
+      const R fx = taps.x.fraction[n], fy = taps.y.fraction[n];
+      R v[4];
+      if (taps.whole) {
+        const T* at = plane + taps.y.first[n] * steps.row + taps.x.first[n] * steps.column;
+        v[0] = load(at[0]);
+        v[1] = load(at[steps.column]);
+        v[2] = load(at[steps.row]);
+        v[3] = load(at[steps.row + steps.column]);
+        R* to = sums + (taps.y.first[n] * width + taps.x.first[n]);
+        to[0] += taps.weight[0][n] * g;
+        to[1] += taps.weight[1][n] * g;
+        to[width] += taps.weight[2][n] * g;
+        to[width + 1] += taps.weight[3][n] * g;
+      } else {
+        std::int64_t offset[4], place[4];
+        taps.offsets(n, steps, offset);
+        taps.offsets(n, {width, 1}, place);
+        for (int corner = 0; corner < 4; ++corner) {
+          v[corner] = taps.counted(load(plane[offset[corner]]), corner, n);
+          sums[place[corner]] += taps.counted(taps.weight[corner][n] * g, corner, n);
+        }
       }
-    }
-    if (!nearest && !taps.undefined(n)) {
-      gx[n] += g * ((R(1) - fy) * (value[1] - value[0]) + fy * (value[3] - value[2]));
-      gy[n] += g * ((R(1) - fx) * (value[2] - value[0]) + fx * (value[3] - value[1]));
+      gx[n] += g * ((R(1) - fy) * (v[1] - v[0]) + fy * (v[3] - v[2]));
+      gy[n] += g * ((R(1) - fx) * (v[2] - v[0]) + fx * (v[3] - v[1]));
     }
   }
 }
 
 // Blocks `first` to `last` of one sample: adds to `sums` [C, plane], sets the spline's `totals`.
-template <typename T, typename R = Compute<T>>
-GSALIGN_CLONES static void backward_blocks(
+template <int kBytes, typename T, typename R = Compute<T>>
+GSALIGN_INLINE void backward_blocks(
     const Settings& s, const Image<T>& image, const tps::Spline<R>& spline, std::int64_t sample,
     std::int64_t first, std::int64_t last, const T* gradient, R* sums, double* totals) {
-  tps::SplineGradient<R> of_spline(s.points, 2, totals);
+  tps::SplineGradient<R, kBytes> of_spline(s.points, 2, totals);
   for (std::int64_t block = first; block < last; ++block) {
     const std::int64_t begin = block * kPointBlock;
     tps::PointBlock<R> at;
@@ -371,15 +396,22 @@ GSALIGN_CLONES static void backward_blocks(
         begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width,
         s.align_corners);
     alignas(64) R grid[2 * kPointBlock];
-    tps::evaluate_block<R, false>(spline, at, nullptr, grid);
+    tps::evaluate_block<kBytes, false, R>(spline, at, nullptr, grid);
     TapBlock<R> taps;
-    taps.set(s, grid, at.count, image.row, image.column);
+    taps.set(s, grid, at.count);
     alignas(64) R by_position[2 * kPointBlock] = {};
     for (std::int64_t c = 0; c < s.channels; ++c) {
-      backward_channel(
-          s, taps, image.data + sample * image.batch + c * image.channel, image.row, image.column,
-          gradient + (sample * s.channels + c) * s.pixels() + begin, sums + c * s.plane(),
-          by_position, by_position + kPointBlock);
+      const T* plane = image.data + sample * image.batch + c * image.channel;
+      const T* from = gradient + (sample * s.channels + c) * s.pixels() + begin;
+      R* to = sums + c * s.plane();
+      if (image.column == 1) {
+        backward_channel(
+            taps, plane, {image.row, 1}, from, to, s.width, by_position, by_position + kPointBlock);
+      } else {
+        backward_channel(
+            taps, plane, {image.row, image.column}, from, to, s.width, by_position,
+            by_position + kPointBlock);
+      }
     }
     if (s.mode == Mode::nearest) {
       continue;  // a step function of the position: no gradient
@@ -420,9 +452,11 @@ void backward(
           sums = in_place ? grad_image + b * values : sums;
         }
         std::fill_n(sums, values, R(0));
-        backward_blocks(
-            s, image, arguments.spline<R>(b), b, chunk * s.blocks() / chunks,
-            (chunk + 1) * s.blocks() / chunks, gradient, sums, partials.data() + unit * numbers);
+        with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+          backward_blocks<decltype(width)::kBytes>(
+              s, image, arguments.spline<R>(b), b, chunk * s.blocks() / chunks,
+              (chunk + 1) * s.blocks() / chunks, gradient, sums, partials.data() + unit * numbers);
+        });
         if (!in_place && !kept) {
           for (std::int64_t i = 0; i < values; ++i) {
             grad_image[b * values + i] = store<T>(sums[i]);
