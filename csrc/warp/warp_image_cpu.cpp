@@ -47,89 +47,105 @@ struct Image {
   std::int64_t batch, channel, row, column;  // strides
 };
 
+// An integer as wide as R: offsets of pixels, and masks of all or no bits.
+template <typename R>
+using Index = std::conditional_t<std::is_same_v<R, double>, std::int64_t, std::int32_t>;
+
 // One axis of the taps of a block; what SampleAxis in sample.h has for one tap. The cells are moved
-// inside the image, so that they may always be read; the masks, of all or no bits, say which count.
+// inside the image, so that they may always be read; the masks say which count.
 template <typename R>
 struct alignas(64) AxisBlock {
   R fraction[kPointBlock], slope[kPointBlock];  // a fraction that is NaN makes the sample NaN
-  std::int32_t first[kPointBlock], next[kPointBlock];
-  std::int32_t first_counts[kPointBlock], next_counts[kPointBlock];
+  Index<R> first[kPointBlock], next[kPointBlock];
+  Index<R> first_counts[kPointBlock], next_counts[kPointBlock];
 };
 
 // The arithmetic of sample_axis without branches, for zeros and border padding.
-template <typename R, bool kBorder, bool kNearest>
+template <int kBytes, bool kBorder, bool kNearest, typename R>
 GSALIGN_INLINE void sample_block(
-    const R* __restrict coordinate, std::int64_t length, bool align_corners,
-    AxisBlock<R>* __restrict axis) {
+    const R* coordinate, std::int64_t length, bool align_corners, AxisBlock<R>* axis) {
+  using V = Vector<R, kBytes>;
+  using I = typename detail::VectorOf<R, kBytes>::Mask;
   const R size = static_cast<R>(length), last = size - R(1);
-  const R half = (align_corners ? last : size) / R(2);
-  const std::int32_t limit = static_cast<std::int32_t>(length);
-#pragma omp simd
-  for (std::int64_t n = 0; n < kPointBlock; ++n) {
-    // The two ways of pixel_position_of, whose roundings differ.
-    const R centres = ((coordinate[n] + R(1)) / R(2)) * last;
-    const R edges = ((coordinate[n] + R(1)) * size - R(1)) / R(2);
-    R position = align_corners ? centres : edges;
-    R slope = half;
-    R undefined = R(0);
+  const V half = V{} + (align_corners ? last : size) / R(2);
+  const Index<R> limit = static_cast<Index<R>>(length);
+  constexpr int kSign = 8 * sizeof(R) - 1;
+  for (std::int64_t n = 0; n < kPointBlock; n += kVectorLength<R, kBytes>) {
+    const V given = load_vector<R, kBytes>(coordinate + n);
+    const auto sign = [](const V& value) GSALIGN_VECTOR_BODY {  // all bits where negative
+      return bit_cast<I>(value) >> kSign;
+    };
+    V position =
+        align_corners ? ((given + R(1)) * R(0.5)) * last : ((given + R(1)) * size - R(1)) * R(0.5);
+    V slope = half, undefined{};
+    // Masks by arithmetic on signs, comparisons only as minima and maxima: GCC takes any other
+    // comparison of vectors apart, number by number.
     if constexpr (kBorder) {
-      const bool above = position > R(0), below = position < last;  // neither, for a NaN
-      slope = above && below ? slope : R(0);
-      position = above ? (below ? position : last) : R(0);
+      const V end = V{} + last;
+      position = position > V{} ? position : V{};  // a NaN goes to the first pixel
+      position = position < end ? position : end;
+      const I free = sign(V{} - position) & sign(position - end);
+      slope = bit_cast<V>(bit_cast<I>(half) & free);
     } else {
-      const R zero_or_nan = position - position;  // NaN for what is not finite
-      const bool near = position >= R(-2) && position <= size + R(1);
-      undefined = kNearest ? R(0) : zero_or_nan;
-      slope = near ? slope : R(0);
-      position = near ? position : R(-2);
+      if constexpr (!kNearest) {
+        undefined = position - position;  // 0, or NaN for what is not finite
+      }
+      const V nearest_out = V{} - R(2), furthest = V{} + (size + R(1));
+      position = position > nearest_out ? position : nearest_out;  // a NaN too
+      const I out = sign(furthest - position);
+      slope = bit_cast<V>(bit_cast<I>(half) & ~out);
+      position = bit_cast<V>((bit_cast<I>(position) & ~out) | (bit_cast<I>(nearest_out) & out));
     }
     if constexpr (kNearest) {
-      position = std::is_same_v<R, double> ? static_cast<R>(__builtin_rint(position))
-                                           : static_cast<R>(__builtin_rintf(position));
-      slope = R(0);
+      // Adding and taking off rounds to an integer, halves to even, for what is small enough.
+      constexpr R kRounder = std::is_same_v<R, double> ? R(0x1.8p52) : R(0x1.8p23);
+      position = (position + kRounder) - kRounder;
+      slope = V{};
     }
-    const std::int32_t truncated = static_cast<std::int32_t>(position);
-    const std::int32_t cell = truncated - (position < static_cast<R>(truncated) ? 1 : 0);
-    axis->fraction[n] = (position - static_cast<R>(cell)) + undefined;
-    axis->slope[n] = slope;
-    const std::int32_t low = cell < 0 ? 0 : cell, high = cell + 1 < 0 ? 0 : cell + 1;
-    axis->first[n] = low < limit ? low : limit - 1;
-    axis->next[n] = high < limit ? high : limit - 1;
-    axis->first_counts[n] = cell >= 0 && cell < limit ? -1 : 0;
-    axis->next_counts[n] = !kNearest && cell >= -1 && cell < limit - 1 ? -1 : 0;
+    const I truncated = __builtin_convertvector(position, I);
+    const V past = (position - __builtin_convertvector(truncated, V)) + R(0);  // no -0
+    const I cell = truncated + sign(past);                                     // floor
+    const V fraction = (position - __builtin_convertvector(cell, V)) + undefined;
+    const I next = cell + 1, end = I{} + (limit - 1);
+    const I first_counts = ~((cell | (end - cell)) >> kSign);
+    const I next_counts = ~((next | (end - next)) >> kSign);
+    const I low = cell < I{} ? I{} : cell, high = next < I{} ? I{} : next;
+    store_vector(axis->fraction + n, fraction);
+    store_vector(axis->slope + n, slope);
+    store_vector(axis->first + n, low > end ? end : low);
+    store_vector(axis->next + n, high > end ? end : high);
+    store_vector(axis->first_counts + n, first_counts);
+    store_vector(axis->next_counts + n, kNearest ? I{} : next_counts);
   }
 }
 
-template <typename R>
+template <int kBytes, typename R>
 GSALIGN_INLINE void sample_block(
     const R* coordinate, std::int64_t length, const Settings& s, AxisBlock<R>* axis) {
   const bool border = s.padding == Padding::border, nearest = s.mode == Mode::nearest;
   if (s.padding == Padding::reflection) {
     for (std::int64_t n = 0; n < kPointBlock; ++n) {
       const auto tap = sample_axis(coordinate[n], length, s.mode, s.padding, s.align_corners);
+      const auto inside = [&](std::int64_t cell) {
+        return static_cast<Index<R>>(std::clamp<std::int64_t>(cell, 0, length - 1));
+      };
       axis->fraction[n] = tap.fraction;
       axis->slope[n] = tap.slope;
-      axis->first[n] = static_cast<std::int32_t>(std::clamp<std::int64_t>(tap.cell, 0, length - 1));
-      axis->next[n] =
-          static_cast<std::int32_t>(std::clamp<std::int64_t>(tap.cell + 1, 0, length - 1));
+      axis->first[n] = inside(tap.cell);
+      axis->next[n] = inside(tap.cell + 1);
       axis->first_counts[n] = tap.first_inside ? -1 : 0;
       axis->next_counts[n] = tap.next_inside ? -1 : 0;
     }
   } else if (border && nearest) {
-    sample_block<R, true, true>(coordinate, length, s.align_corners, axis);
+    sample_block<kBytes, true, true>(coordinate, length, s.align_corners, axis);
   } else if (border) {
-    sample_block<R, true, false>(coordinate, length, s.align_corners, axis);
+    sample_block<kBytes, true, false>(coordinate, length, s.align_corners, axis);
   } else if (nearest) {
-    sample_block<R, false, true>(coordinate, length, s.align_corners, axis);
+    sample_block<kBytes, false, true>(coordinate, length, s.align_corners, axis);
   } else {
-    sample_block<R, false, false>(coordinate, length, s.align_corners, axis);
+    sample_block<kBytes, false, false>(coordinate, length, s.align_corners, axis);
   }
 }
-
-// Steps between rows and columns of values.
-struct Steps {
-  std::int64_t row, column;
-};
 
 // Where a block of output pixels reads: four pixels each (first index y, second x), their weights,
 // and which of them count.
@@ -137,49 +153,79 @@ template <typename R>
 struct alignas(64) TapBlock {
   AxisBlock<R> x, y;
   R weight[4][kPointBlock];
-  std::int32_t counts[4][kPointBlock];
+  Index<R> counts[4][kPointBlock];
   std::int64_t count;
   bool whole;  // all pixels of all taps count
 
+  template <int kBytes>
   GSALIGN_INLINE void set(const Settings& s, const R* grid, std::int64_t count_) {
+    using V = Vector<R, kBytes>;
+    using I = typename detail::VectorOf<R, kBytes>::Mask;
+    constexpr std::int64_t kLength = kVectorLength<R, kBytes>;
     count = count_;
-    sample_block(grid, s.width, s, &x);
-    sample_block(grid + kPointBlock, s.height, s, &y);
-    std::int32_t all = -1;
-#pragma omp simd reduction(& : all)
-    for (std::int64_t n = 0; n < kPointBlock; ++n) {
-      const R fx = x.fraction[n], fy = y.fraction[n];
-      weight[0][n] = (R(1) - fx) * (R(1) - fy);
-      weight[1][n] = fx * (R(1) - fy);
-      weight[2][n] = (R(1) - fx) * fy;
-      weight[3][n] = fx * fy;
-      counts[0][n] = x.first_counts[n] & y.first_counts[n];
-      counts[1][n] = x.next_counts[n] & y.first_counts[n];
-      counts[2][n] = x.first_counts[n] & y.next_counts[n];
-      counts[3][n] = x.next_counts[n] & y.next_counts[n];
-      all &= counts[0][n] & counts[3][n];
+    sample_block<kBytes>(grid, s.width, s, &x);
+    sample_block<kBytes>(grid + kPointBlock, s.height, s, &y);
+    I all = I{} - 1;
+    for (std::int64_t n = 0; n < kPointBlock; n += kLength) {
+      const V fx = load_vector<R, kBytes>(x.fraction + n);
+      const V fy = load_vector<R, kBytes>(y.fraction + n);
+      store_vector(weight[0] + n, (R(1) - fx) * (R(1) - fy));
+      store_vector(weight[1] + n, fx * (R(1) - fy));
+      store_vector(weight[2] + n, (R(1) - fx) * fy);
+      store_vector(weight[3] + n, fx * fy);
+      const auto counted_at = [&](const Index<R>* from) GSALIGN_VECTOR_BODY {
+        I result;
+        std::memcpy(&result, from + n, sizeof result);
+        return result;
+      };
+      const I x0 = counted_at(x.first_counts), x1 = counted_at(x.next_counts);
+      const I y0 = counted_at(y.first_counts), y1 = counted_at(y.next_counts);
+      store_vector(counts[0] + n, x0 & y0);
+      store_vector(counts[1] + n, x1 & y0);
+      store_vector(counts[2] + n, x0 & y1);
+      store_vector(counts[3] + n, x1 & y1);
+      all &= x0 & y0 & x1 & y1;
     }
-    whole = all == -1;
-  }
-
-  // Offsets of the four pixels of a tap.
-  GSALIGN_INLINE void offsets(std::int64_t n, const Steps& steps, std::int64_t out[4]) const {
-    const std::int64_t upper = y.first[n] * steps.row, lower = y.next[n] * steps.row;
-    const std::int64_t left = x.first[n] * steps.column, right = x.next[n] * steps.column;
-    out[0] = upper + left;
-    out[1] = upper + right;
-    out[2] = lower + left;
-    out[3] = lower + right;
+    whole = true;
+    for (std::int64_t i = 0; i < kLength; ++i) {
+      whole = whole && all[i] != 0;
+    }
   }
 
   // A pixel's value, or zero where it does not count: an infinity outside must not become a NaN.
   GSALIGN_INLINE R counted(R value, int corner, std::int64_t n) const {
-    if constexpr (std::is_same_v<R, double>) {
-      const std::int64_t mask = counts[corner][n];
-      return bit_cast<double>(bit_cast<std::int64_t>(value) & mask);
-    } else {
-      return bit_cast<float>(bit_cast<std::int32_t>(value) & counts[corner][n]);
+    return bit_cast<R>(bit_cast<Index<R>>(value) & counts[corner][n]);
+  }
+};
+
+// Steps between rows and columns of values, the taps of a block as offsets by them.
+template <typename R>
+struct alignas(64) Offsets {
+  std::int64_t row, column;
+  Index<R> upper[kPointBlock], lower[kPointBlock], left[kPointBlock], right[kPointBlock];
+
+  template <int kBytes>
+  GSALIGN_INLINE void set(const TapBlock<R>& taps, std::int64_t row_, std::int64_t column_) {
+    row = row_;
+    column = column_;
+    const Index<R> by_row = static_cast<Index<R>>(row_), by_column = static_cast<Index<R>>(column_);
+    for (std::int64_t n = 0; n < kPointBlock; ++n) {
+      upper[n] = taps.y.first[n] * by_row;
+      lower[n] = taps.y.next[n] * by_row;
+      left[n] = taps.x.first[n] * by_column;
+      right[n] = taps.x.next[n] * by_column;
     }
+  }
+
+  GSALIGN_INLINE std::int64_t first(std::int64_t n) const {
+    return std::int64_t(upper[n]) + left[n];
+  }
+  GSALIGN_INLINE void all(std::int64_t n, std::int64_t out[4]) const {
+    const std::int64_t top = upper[n], bottom = lower[n];
+    out[0] = top + left[n];
+    out[1] = top + right[n];
+    out[2] = bottom + left[n];
+    out[3] = bottom + right[n];
   }
 };
 
@@ -217,6 +263,12 @@ Arguments checked_arguments(
   STD_TORCH_CHECK(mode == 0 || mode == 1, "mode: wanted 0 or 1, got ", mode);
   STD_TORCH_CHECK(
       padding_mode >= 0 && padding_mode <= 2, "padding_mode: wanted 0, 1 or 2, got ", padding_mode);
+  // Offsets inside a plane are 32-bit numbers.
+  STD_TORCH_CHECK(
+      image.size(2) <= INT32_MAX / image.size(3), "image: wanted fewer than 2^31 pixels, got ",
+      shape_text(image));
+  const bool far = (image.size(2) - 1) * image.stride(2) + (image.size(3) - 1) * image.stride(3) >
+                   std::int64_t(INT32_MAX);
   const std::int64_t batch = image.size(0);
   check_shape("control_points", control_points, {batch, -1, 2});
   check_shape("coefficients", coefficients, {batch, control_points.size(1) + 3, 2});
@@ -234,7 +286,9 @@ Arguments checked_arguments(
       static_cast<Padding>(padding_mode),
       align_corners,
       batch > 1 && control_points.stride(0) == 0};
-  return {settings, image, as_contiguous(coefficients), as_contiguous(control_points)};
+  return {
+      settings, far ? as_contiguous(image) : image, as_contiguous(coefficients),
+      as_contiguous(control_points)};
 }
 
 // ---- forward ----
@@ -242,41 +296,43 @@ Arguments checked_arguments(
 // One channel of a block.
 template <typename T, typename R = Compute<T>>
 GSALIGN_INLINE void sample_channel(
-    const TapBlock<R>& taps, const T* plane, const Steps& steps, T* __restrict to) {
+    const TapBlock<R>& taps, const Offsets<R>& offsets, std::int64_t column, const T* plane,
+    T* __restrict to) {
+  const std::int64_t row = offsets.row;
   if (taps.whole) {
     for (std::int64_t n = 0; n < taps.count; ++n) {
-      const T* at = plane + taps.y.first[n] * steps.row + taps.x.first[n] * steps.column;
-      const R upper = taps.weight[0][n] * load(at[0]) + taps.weight[1][n] * load(at[steps.column]);
-      at += steps.row;
-      const R lower = taps.weight[2][n] * load(at[0]) + taps.weight[3][n] * load(at[steps.column]);
+      const T* at = plane + offsets.first(n);
+      const R upper = taps.weight[0][n] * load(at[0]) + taps.weight[1][n] * load(at[column]);
+      const R lower =
+          taps.weight[2][n] * load(at[row]) + taps.weight[3][n] * load(at[row + column]);
       to[n] = store<T>(upper + lower);
     }
     return;
   }
   for (std::int64_t n = 0; n < taps.count; ++n) {
-    std::int64_t offset[4];
-    taps.offsets(n, steps, offset);
+    std::int64_t at[4];
+    offsets.all(n, at);
     R part[4];
     for (int corner = 0; corner < 4; ++corner) {
-      part[corner] = taps.weight[corner][n] * taps.counted(load(plane[offset[corner]]), corner, n);
+      part[corner] = taps.weight[corner][n] * taps.counted(load(plane[at[corner]]), corner, n);
     }
     to[n] = store<T>((part[0] + part[1]) + (part[2] + part[3]));
   }
 }
 
-template <typename T, typename R = Compute<T>>
+template <int kBytes, typename T, typename R = Compute<T>>
 GSALIGN_INLINE void sample_pixels(
     const Settings& s, const Image<T>& image, const TapBlock<R>& taps, std::int64_t sample,
     std::int64_t begin, T* out) {
-  // Steps known to the compiler where the image is contiguous.
-  const T* planes = image.data + sample * image.batch;
-  T* to = out + sample * s.channels * s.pixels() + begin;
+  Offsets<R> offsets;
+  offsets.template set<kBytes>(taps, image.row, image.column);
   for (std::int64_t c = 0; c < s.channels; ++c) {
-    const T* plane = planes + c * image.channel;
-    if (image.column == 1) {
-      sample_channel(taps, plane, {image.row, 1}, to + c * s.pixels());
+    const T* plane = image.data + sample * image.batch + c * image.channel;
+    T* to = out + (sample * s.channels + c) * s.pixels() + begin;
+    if (image.column == 1) {  // known to the compiler
+      sample_channel(taps, offsets, 1, plane, to);
     } else {
-      sample_channel(taps, plane, {image.row, image.column}, to + c * s.pixels());
+      sample_channel(taps, offsets, image.column, plane, to);
     }
   }
 }
@@ -292,8 +348,8 @@ GSALIGN_INLINE void forward_one(
   alignas(64) R grid[2 * kPointBlock];
   tps::evaluate_block<kBytes, false, R>(spline, at, nullptr, grid);
   TapBlock<R> taps;
-  taps.set(s, grid, at.count);
-  sample_pixels(s, image, taps, sample, begin, out);
+  taps.template set<kBytes>(s, grid, at.count);
+  sample_pixels<kBytes>(s, image, taps, sample, begin, out);
 }
 
 // One block of every sample, whose control points are the same; `rows` has K blocks.
@@ -309,8 +365,8 @@ GSALIGN_INLINE void forward_all(
     alignas(64) R grid[2 * kPointBlock];
     tps::evaluate_block<kBytes, true, R>(spline, at, rows, grid);
     TapBlock<R> taps;
-    taps.set(s, grid, at.count);
-    sample_pixels(s, image, taps, b, begin, out);
+    taps.template set<kBytes>(s, grid, at.count);
+    sample_pixels<kBytes>(s, image, taps, b, begin, out);
     spline.coefficients += (s.points + 3) * 2;
   }
 }
@@ -349,32 +405,34 @@ void forward(const Arguments& arguments, T* out) {
 // of the block are taken in turn, so that their sums wait side by side.
 template <typename T, typename R = Compute<T>>
 GSALIGN_INLINE void backward_channel(
-    const TapBlock<R>& taps, const T* plane, const Steps& steps, const T* gradient, R* sums,
-    std::int64_t width, R* __restrict gx, R* __restrict gy) {
+    const TapBlock<R>& taps, const Offsets<R>& offsets, std::int64_t column,
+    const Offsets<R>& places, const T* plane, const T* gradient, R* sums, R* __restrict gx,
+    R* __restrict gy) {
   constexpr std::int64_t kLength = kPointBlock / kStretches;
+  const std::int64_t row = offsets.row, width = places.row;
   for (std::int64_t i = 0; i < kLength; ++i) {
     for (std::int64_t n = i; n < taps.count; n += kLength) {
       const R g = load(gradient[n]);
       const R fx = taps.x.fraction[n], fy = taps.y.fraction[n];
       R v[4];
       if (taps.whole) {
-        const T* at = plane + taps.y.first[n] * steps.row + taps.x.first[n] * steps.column;
+        const T* at = plane + offsets.first(n);
         v[0] = load(at[0]);
-        v[1] = load(at[steps.column]);
-        v[2] = load(at[steps.row]);
-        v[3] = load(at[steps.row + steps.column]);
-        R* to = sums + (taps.y.first[n] * width + taps.x.first[n]);
+        v[1] = load(at[column]);
+        v[2] = load(at[row]);
+        v[3] = load(at[row + column]);
+        R* to = sums + places.first(n);
         to[0] += taps.weight[0][n] * g;
         to[1] += taps.weight[1][n] * g;
         to[width] += taps.weight[2][n] * g;
         to[width + 1] += taps.weight[3][n] * g;
       } else {
-        std::int64_t offset[4], place[4];
-        taps.offsets(n, steps, offset);
-        taps.offsets(n, {width, 1}, place);
+        std::int64_t at[4], to[4];
+        offsets.all(n, at);
+        places.all(n, to);
         for (int corner = 0; corner < 4; ++corner) {
-          v[corner] = taps.counted(load(plane[offset[corner]]), corner, n);
-          sums[place[corner]] += taps.counted(taps.weight[corner][n] * g, corner, n);
+          v[corner] = taps.counted(load(plane[at[corner]]), corner, n);
+          sums[to[corner]] += taps.counted(taps.weight[corner][n] * g, corner, n);
         }
       }
       gx[n] += g * ((R(1) - fy) * (v[1] - v[0]) + fy * (v[3] - v[2]));
@@ -398,19 +456,20 @@ GSALIGN_INLINE void backward_blocks(
     alignas(64) R grid[2 * kPointBlock];
     tps::evaluate_block<kBytes, false, R>(spline, at, nullptr, grid);
     TapBlock<R> taps;
-    taps.set(s, grid, at.count);
+    taps.template set<kBytes>(s, grid, at.count);
     alignas(64) R by_position[2 * kPointBlock] = {};
+    Offsets<R> offsets, places;
+    offsets.template set<kBytes>(taps, image.row, image.column);
+    places.template set<kBytes>(taps, s.width, 1);
     for (std::int64_t c = 0; c < s.channels; ++c) {
       const T* plane = image.data + sample * image.batch + c * image.channel;
       const T* from = gradient + (sample * s.channels + c) * s.pixels() + begin;
       R* to = sums + c * s.plane();
+      R *gx = by_position, *gy = by_position + kPointBlock;
       if (image.column == 1) {
-        backward_channel(
-            taps, plane, {image.row, 1}, from, to, s.width, by_position, by_position + kPointBlock);
+        backward_channel(taps, offsets, 1, places, plane, from, to, gx, gy);
       } else {
-        backward_channel(
-            taps, plane, {image.row, image.column}, from, to, s.width, by_position,
-            by_position + kPointBlock);
+        backward_channel(taps, offsets, image.column, places, plane, from, to, gx, gy);
       }
     }
     if (s.mode == Mode::nearest) {
