@@ -36,11 +36,19 @@ _TRITON_INSTALLED = find_spec("triton") is not None
 _TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 _fused: dict[str, tuple[str, ...]] = {}
+_without_float64: dict[str, tuple[str, ...]] = {}
 
 
-def declare(operator: str, *fused: str) -> None:
-    """Say which implementations beside the reference an operator has in this version."""
+def declare(operator: str, *fused: str, without_float64: tuple[str, ...] = ()) -> None:
+    """Say which implementations beside the reference an operator has in this version.
+
+    Args:
+        operator: public operator name.
+        fused: its implementations.
+        without_float64: those of them that take no float64 features.
+    """
     _fused[operator] = fused
+    _without_float64[operator] = without_float64
 
 
 def fused_implementations(operator: str) -> tuple[str, ...]:
@@ -60,18 +68,23 @@ _environment = _checked_choice("GSALIGN_KERNELS", os.environ.get("GSALIGN_KERNEL
 _context: str | None = None
 
 
-def reason_against(operator: str, implementation: str, device_type: str) -> str | None:
+def reason_against(
+    operator: str, implementation: str, device_type: str, dtype: torch.dtype | None = None
+) -> str | None:
     """Why an implementation cannot serve an operator on a kind of device; None when it can.
 
     Args:
         operator: public operator name, as ``"warp_tokens"``.
         implementation: ``"reference"``, ``"cpp"``, ``"cuda"`` or ``"triton"``.
         device_type: type of the tensors' device, as ``"cpu"`` or ``"cuda"``.
+        dtype: type of the features, where it matters.
     """
     if implementation == "reference":
         return None
     if implementation not in _fused[operator]:
         return f"this operator has no {implementation} implementation in this version"
+    if dtype == torch.float64 and implementation in _without_float64[operator]:
+        return f"its {implementation} implementation takes no float64"
     if implementation == "cpp":
         if device_type != "cpu":
             return f"cpp runs on CPU tensors, these are on {device_type}"
@@ -92,17 +105,25 @@ def reason_against(operator: str, implementation: str, device_type: str) -> str 
     return None
 
 
-def _runnable(operator: str, device_type: str) -> list[str]:
-    return [name for name in IMPLEMENTATIONS if not reason_against(operator, name, device_type)]
+def _runnable(operator: str, device_type: str, dtype: torch.dtype | None) -> list[str]:
+    return [
+        name for name in IMPLEMENTATIONS if not reason_against(operator, name, device_type, dtype)
+    ]
 
 
-def select(operator: str, device: torch.device, implementation: str | None) -> str:
+def select(
+    operator: str,
+    device: torch.device,
+    implementation: str | None,
+    dtype: torch.dtype | None = None,
+) -> str:
     """The implementation that serves this call.
 
     Args:
         operator: public operator name.
         device: where the tensors are.
         implementation: the caller's ``implementation=`` argument.
+        dtype: type of the features, where an implementation does not take every one.
 
     Raises:
         ValueError: ``implementation`` is no known name.
@@ -118,14 +139,14 @@ def select(operator: str, device: torch.device, implementation: str | None) -> s
     device_type = device.type
     if choice == "auto":
         for name in AUTOMATIC_ORDER.get(device_type, ()):
-            if reason_against(operator, name, device_type) is None:
+            if reason_against(operator, name, device_type, dtype) is None:
                 return name
         return "reference"
-    reason = reason_against(operator, choice, device_type)
+    reason = reason_against(operator, choice, device_type, dtype)
     if reason is not None:
         raise KernelUnavailableError(
             f"{operator}: {choice} cannot run: {reason}. "
-            f"What can: {', '.join(_runnable(operator, device_type))}"
+            f"What can: {', '.join(_runnable(operator, device_type, dtype))}"
         )
     return choice
 

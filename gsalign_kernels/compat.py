@@ -166,7 +166,7 @@ def warp_image_tps(
     coefficients, centers = (t.to(dtype).expand(batch, -1, -1) for t in (coefficients, centers))
     if align_corners and (height == 1 or width == 1):
         coefficients, centers = _centred(coefficients, centers, height, width)
-    chosen = _serving("warp_image", centers, implementation)
+    chosen = _serving("warp_image", centers, implementation, image.dtype)
     return warp.sample_by_spline(
         image,
         coefficients,
@@ -215,11 +215,16 @@ def _common_batch(**tensors: Tensor) -> int:
     return common
 
 
-def _serving(operator: str, centers: Tensor, implementation: str | None) -> str:
+def _serving(
+    operator: str,
+    centers: Tensor,
+    implementation: str | None,
+    dtype: torch.dtype | None = None,
+) -> str:
     """Who serves a spline with these centres: kornia sets no bounds to their number."""
     count, most = centers.shape[1], splines.MAXIMUM_CONTROL_POINTS
     if 3 <= count <= most:
-        return backends.select(operator, centers.device, implementation)
+        return backends.select(operator, centers.device, implementation, dtype)
     if implementation not in (None, "auto", "reference"):
         raise KernelUnavailableError(
             f"{operator}: {implementation} holds 3 to {most} kernel centres, got {count}. "

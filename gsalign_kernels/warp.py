@@ -80,7 +80,7 @@ def warp_tokens(
         raise ValueError(f"eta: wanted a finite number, got {eta}")
     dtype = checks.coordinates_dtype(tokens)
     source_points, angle, basis = source_points.to(dtype), angle.to(dtype), basis.to(dtype)
-    chosen = backends.select("warp_tokens", tokens.device, implementation)
+    chosen = backends.select("warp_tokens", tokens.device, implementation, tokens.dtype)
     if chosen == "reference":
         return reference.warp_tokens(
             tokens, source_points, angle, basis, (height, width), eta, prefix
@@ -116,7 +116,8 @@ def warp_image(
         mode: ``"bilinear"`` or ``"nearest"``.
         padding_mode: ``"zeros"``, ``"border"`` or ``"reflection"``, as in ``grid_sample``.
         align_corners: whether -1 and 1 mean the centres of the corner pixels or their edges.
-        implementation: ``"reference"``, ``"cpp"``, ``"cuda"``, or None for the choice in force.
+        implementation: ``"reference"``, ``"cpp"``, ``"cuda"``, ``"triton"``, or None for the
+            choice in force.
 
     Returns:
         ``[B, C, height, width]`` in the type of ``image``.
@@ -141,7 +142,7 @@ def warp_image(
         control_points = control_points.unsqueeze(0).expand(batch, -1, -1)
     checks.check_tensor("control_points", control_points, (batch, values.shape[1], 2))
     checks.check_same_device(image=image, control_points=control_points, values=values)
-    chosen = backends.select("warp_image", image.device, implementation)
+    chosen = backends.select("warp_image", image.device, implementation, image.dtype)
     dtype = checks.coordinates_dtype(image)
     control_points = control_points.to(dtype)
     coefficients = tps_solve(
@@ -269,8 +270,8 @@ if importlib.util.find_spec("gsalign_kernels.triton") is not None:
     importlib.import_module("gsalign_kernels.triton.warp_tokens")
     importlib.import_module("gsalign_kernels.triton.warp_image")
 
-backends.declare("warp_tokens", "cpp", "cuda", "triton")
-backends.declare("warp_image", "cpp", "cuda", "triton")
+backends.declare("warp_tokens", "cpp", "cuda", "triton", without_float64=("cuda", "triton"))
+backends.declare("warp_image", "cpp", "cuda", "triton", without_float64=("cuda", "triton"))
 registration.register(
     "warp_tokens",
     fake=_tokens_fake,

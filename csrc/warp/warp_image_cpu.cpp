@@ -24,7 +24,9 @@ using tps::kPointBlock;
 constexpr std::int64_t kWholeSamples = 4;
 constexpr std::int64_t kChunks = 4;
 
-constexpr std::int64_t kStretches = 4;  // of a block, whose sums are in flight at once
+constexpr std::int64_t kBlocksAhead = 4;  // that are fetched before they are needed
+
+constexpr std::int64_t kStretches = 16;  // of a block, whose sums are in flight at once
 
 struct Settings {
   std::int64_t batch, channels, height, width;  // of the input
@@ -320,6 +322,17 @@ GSALIGN_INLINE void sample_channel(
   }
 }
 
+// Asks for what a later block is about to read or write: with a few planes at a time, each
+// for a few lines, processors do not see the streams.
+template <bool kWritten, typename T>
+GSALIGN_INLINE void fetch_ahead(const T* at) {
+  constexpr std::int64_t kBlockBytes = kPointBlock * static_cast<std::int64_t>(sizeof(T));
+  const char* from = reinterpret_cast<const char*>(at) + kBlocksAhead * kBlockBytes;
+  for (std::int64_t offset = 0; offset < kBlockBytes; offset += 64) {
+    __builtin_prefetch(from + offset, kWritten ? 1 : 0, 3);
+  }
+}
+
 template <int kBytes, typename T, typename R = Compute<T>>
 GSALIGN_INLINE void sample_pixels(
     const Settings& s, const Image<T>& image, const TapBlock<R>& taps, std::int64_t sample,
@@ -329,6 +342,8 @@ GSALIGN_INLINE void sample_pixels(
   for (std::int64_t c = 0; c < s.channels; ++c) {
     const T* plane = image.data + sample * image.batch + c * image.channel;
     T* to = out + (sample * s.channels + c) * s.pixels() + begin;
+    fetch_ahead<false>(plane + offsets.first(0));
+    fetch_ahead<true>(to);
     if (image.column == 1) {  // known to the compiler
       sample_channel(taps, offsets, 1, plane, to);
     } else {
@@ -403,41 +418,63 @@ void forward(const Arguments& arguments, T* out) {
 //
 // Neighbouring pixels add to the same places, each sum waiting for the one before: four stretches
 // of the block are taken in turn, so that their sums wait side by side.
-template <typename T, typename R = Compute<T>>
+template <int kBytes, typename T, typename R = Compute<T>>
 GSALIGN_INLINE void backward_channel(
     const TapBlock<R>& taps, const Offsets<R>& offsets, std::int64_t column,
-    const Offsets<R>& places, const T* plane, const T* gradient, R* sums, R* __restrict gx,
-    R* __restrict gy) {
-  constexpr std::int64_t kLength = kPointBlock / kStretches;
+    const Offsets<R>& places, const T* plane, const T* gradient, R* sums, R* gx, R* gy) {
+  using V = Vector<R, kBytes>;
+  constexpr std::int64_t kLength = kVectorLength<R, kBytes>;
+  alignas(64) R g[kPointBlock], share[4][kPointBlock], value[4][kPointBlock] = {};
+  if (taps.count < kPointBlock) {
+    std::fill_n(g, kPointBlock, R(0));
+    for (std::int64_t n = 0; n < taps.count; ++n) {
+      g[n] = load(gradient[n]);
+    }
+  } else {
+    for (std::int64_t n = 0; n < kPointBlock; ++n) {
+      g[n] = load(gradient[n]);
+    }
+  }
+  for (int corner = 0; corner < 4; ++corner) {
+    for (std::int64_t n = 0; n < kPointBlock; n += kLength) {
+      store_vector(
+          share[corner] + n,
+          load_vector<R, kBytes>(taps.weight[corner] + n) * load_vector<R, kBytes>(g + n));
+    }
+  }
   const std::int64_t row = offsets.row, width = places.row;
-  for (std::int64_t i = 0; i < kLength; ++i) {
-    for (std::int64_t n = i; n < taps.count; n += kLength) {
-      const R g = load(gradient[n]);
-      const R fx = taps.x.fraction[n], fy = taps.y.fraction[n];
-      R v[4];
+  constexpr std::int64_t kStretch = kPointBlock / kStretches;
+  for (std::int64_t i = 0; i < kStretch; ++i) {
+    for (std::int64_t n = i; n < taps.count; n += kStretch) {
       if (taps.whole) {
         const T* at = plane + offsets.first(n);
-        v[0] = load(at[0]);
-        v[1] = load(at[column]);
-        v[2] = load(at[row]);
-        v[3] = load(at[row + column]);
+        value[0][n] = load(at[0]);
+        value[1][n] = load(at[column]);
+        value[2][n] = load(at[row]);
+        value[3][n] = load(at[row + column]);
         R* to = sums + places.first(n);
-        to[0] += taps.weight[0][n] * g;
-        to[1] += taps.weight[1][n] * g;
-        to[width] += taps.weight[2][n] * g;
-        to[width + 1] += taps.weight[3][n] * g;
+        to[0] += share[0][n];
+        to[1] += share[1][n];
+        to[width] += share[2][n];
+        to[width + 1] += share[3][n];
       } else {
         std::int64_t at[4], to[4];
         offsets.all(n, at);
         places.all(n, to);
         for (int corner = 0; corner < 4; ++corner) {
-          v[corner] = taps.counted(load(plane[at[corner]]), corner, n);
-          sums[to[corner]] += taps.counted(taps.weight[corner][n] * g, corner, n);
+          value[corner][n] = taps.counted(load(plane[at[corner]]), corner, n);
+          sums[to[corner]] += taps.counted(share[corner][n], corner, n);
         }
       }
-      gx[n] += g * ((R(1) - fy) * (v[1] - v[0]) + fy * (v[3] - v[2]));
-      gy[n] += g * ((R(1) - fx) * (v[2] - v[0]) + fx * (v[3] - v[1]));
     }
+  }
+  for (std::int64_t n = 0; n < kPointBlock; n += kLength) {
+    const auto take = [&](const R* from)
+                          GSALIGN_VECTOR_BODY { return load_vector<R, kBytes>(from + n); };
+    const V fx = take(taps.x.fraction), fy = take(taps.y.fraction), by = take(g);
+    const V v0 = take(value[0]), v1 = take(value[1]), v2 = take(value[2]), v3 = take(value[3]);
+    store_vector(gx + n, take(gx) + by * ((R(1) - fy) * (v1 - v0) + fy * (v3 - v2)));
+    store_vector(gy + n, take(gy) + by * ((R(1) - fx) * (v2 - v0) + fx * (v3 - v1)));
   }
 }
 
@@ -465,11 +502,14 @@ GSALIGN_INLINE void backward_blocks(
       const T* plane = image.data + sample * image.batch + c * image.channel;
       const T* from = gradient + (sample * s.channels + c) * s.pixels() + begin;
       R* to = sums + c * s.plane();
+      fetch_ahead<false>(plane + offsets.first(0));
+      fetch_ahead<false>(from);
+      fetch_ahead<true>(to + places.first(0));
       R *gx = by_position, *gy = by_position + kPointBlock;
       if (image.column == 1) {
-        backward_channel(taps, offsets, 1, places, plane, from, to, gx, gy);
+        backward_channel<kBytes>(taps, offsets, 1, places, plane, from, to, gx, gy);
       } else {
-        backward_channel(taps, offsets, image.column, places, plane, from, to, gx, gy);
+        backward_channel<kBytes>(taps, offsets, image.column, places, plane, from, to, gx, gy);
       }
     }
     if (s.mode == Mode::nearest) {

@@ -82,6 +82,17 @@ def test_missing_library_falls_back_and_says_why(monkeypatch):
     assert report.automatic["warp_tokens"] == "reference"
 
 
+@pytest.mark.parametrize("operator", ["warp_tokens", "warp_image"])
+def test_float64_is_left_to_who_takes_it(operator, monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(native, "cuda_reason", None)
+    assert backends.select(operator, cuda, None, torch.float32) == "cuda"
+    assert backends.select(operator, cuda, None, torch.float64) == "reference"
+    with pytest.raises(kernels.KernelUnavailableError, match="takes no float64"):
+        backends.select(operator, cuda, "cuda", torch.float64)
+    assert backends.select(operator, CPU, None, torch.float64) == "cpp"
+
+
 def test_report_covers_every_public_operator():
     report = kernels.kernel_report()
     public = {
