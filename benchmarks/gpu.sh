@@ -4,8 +4,10 @@
 #   benchmarks/gpu.sh OUTDIR
 #
 # PYTHON names the interpreter (python3); it needs PyTorch with CUDA, ninja, pybind11, pytest and
-# what the package depends on. Nothing is downloaded. Every step writes OUTDIR/<step>.log, a failing
-# step does not stop the next, and the exit status is the number of steps that failed.
+# what the package depends on. Nothing is downloaded. Every step writes OUTDIR/<step>.log and has a
+# limit of its own, nine minutes together; a failing step does not stop the next, and the exit status
+# is the number of steps that failed. CUDA is compiled for this machine's GPU alone, unless
+# TORCH_CUDA_ARCH_LIST says otherwise.
 set -u
 
 if [ $# -ne 1 ]; then
@@ -20,12 +22,13 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 failed=0
 : >"$out/summary.txt"
 
+# step NAME SECONDS COMMAND...
 step() {
-  local name=$1
-  shift
+  local name=$1 limit=$2
+  shift 2
   local begin=$SECONDS status
   echo "== $name: $*"
-  "$@" >"$out/$name.log" 2>&1
+  timeout "$limit" "$@" >"$out/$name.log" 2>&1
   status=$?
   if [ $status -ne 0 ]; then
     failed=$((failed + 1))
@@ -47,25 +50,31 @@ find_sanitizer() {
 }
 
 if command -v nvidia-smi >/dev/null; then
-  step machine nvidia-smi
+  step machine 10 nvidia-smi
 fi
-step build env FORCE_CUDA=1 "$python" setup.py build_ext --inplace
-step report "$python" -c "import gsalign_kernels as k; print(k.kernel_report())"
-step tests "$python" -m pytest tests/kernels -p no:cacheprovider
+target=${TORCH_CUDA_ARCH_LIST:-$("$python" -c \
+  'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)}
+step build 120 env FORCE_CUDA=1 ${target:+TORCH_CUDA_ARCH_LIST="$target"} \
+  "$python" setup.py build_ext --inplace
+step report 20 "$python" -c "import gsalign_kernels as k; print(k.kernel_report())"
+# What needs no GPU is tested where there is none.
+step tests 150 "$python" -m pytest tests/kernels -p no:cacheprovider -k "cuda or triton or gpu" \
+  --ignore tests/kernels/test_gpu_targets.py --ignore tests/kernels/test_triton_interpreted.py
+step benchmarks 100 "$python" -m benchmarks --device cuda --no-compile --out "$out/benchmarks.csv"
+if [ -s "$out/benchmarks.csv" ]; then
+  step plots 20 "$python" -m benchmarks.plot "$out/benchmarks.csv" --out "$out/figures"
+fi
 
 sanitizer=$(find_sanitizer)
 if [ -n "$sanitizer" ]; then
   # Without PyTorch's cache every tensor is its own allocation, so that a step over its end shows.
-  step memcheck env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-    "$sanitizer" --tool memcheck --error-exitcode 1 \
-    "$python" -m benchmarks.touch --device cuda
+  for tool in memcheck racecheck initcheck; do
+    step "$tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+      "$sanitizer" --tool "$tool" --error-exitcode 1 \
+      "$python" -m benchmarks.touch --device cuda
+  done
 else
-  echo "memcheck: left out, compute-sanitizer was not found" | tee -a "$out/summary.txt"
-fi
-
-step benchmarks "$python" -m benchmarks --device cuda --out "$out/benchmarks.csv"
-if [ -s "$out/benchmarks.csv" ]; then
-  step plots "$python" -m benchmarks.plot "$out/benchmarks.csv" --out "$out/figures"
+  echo "compute-sanitizer was not found: its checks are left out" | tee -a "$out/summary.txt"
 fi
 
 echo "$failed failed; logs in $out" | tee -a "$out/summary.txt"
