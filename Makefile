@@ -65,6 +65,7 @@ demo-short: ## the demo on a small set and few steps, to see that every step wor
 test: install ## run the tests
 	$(BIN)/python -m pytest
 
+# What compiles or interprets GPU kernels has nothing to do with the wheel's binary interface.
 .PHONY: test-abi
 test-abi: install ## build one wheel, run the operator tests on it under the newest and the oldest PyTorch
 	rm -rf dist
@@ -76,7 +77,9 @@ test-abi: install ## build one wheel, run the operator tests on it under the new
 	for python in $(abspath $(BIN)/python $(OLDEST_VENV)/bin/python); do \
 	  cd $(CURDIR)/dist && export PYTHONPATH=$(CURDIR)/dist/site && \
 	  $$python -c "import torch, gsalign_kernels as k; print(torch.__version__, k.__file__)" && \
-	  $$python -m pytest -p no:cacheprovider ../tests/kernels || exit 1; \
+	  $$python -m pytest -p no:cacheprovider ../tests/kernels \
+	    --ignore=../tests/kernels/test_gpu_targets.py \
+	    --ignore=../tests/kernels/test_triton_interpreted.py || exit 1; \
 	done
 
 .PHONY: bench
