@@ -21,11 +21,20 @@ template <typename T>
 GSALIGN_TARGET GSALIGN_INLINE V<Compute<T>> load_step(const T* from) {
   [[maybe_unused]] constexpr std::int64_t step = kStep<T>;
   if constexpr (std::is_same_v<T, BFloat16>) {
+    // By name: what GCC makes of the generic conversion takes three times as long.
+#if GSALIGN_ROWS_AVX512
+    const __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return bit_cast<V<float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(stored), 16));
+#elif GSALIGN_ROWS_AVX2
+    const __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return bit_cast<V<float>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(stored), 16));
+#else
     typedef std::uint16_t Stored __attribute__((vector_size(kVectorBytes / 2)));
     typedef std::uint32_t Wide __attribute__((vector_size(kVectorBytes)));
     Stored stored;
     std::memcpy(&stored, from, sizeof stored);
     return bit_cast<V<float>>(__builtin_convertvector(stored, Wide) << 16);
+#endif
   } else if constexpr (std::is_same_v<T, Half>) {
 #if GSALIGN_ROWS_AVX512
     return bit_cast<V<float>>(

@@ -22,11 +22,9 @@ namespace {
 
 constexpr std::int64_t kQueryBlock = 32;
 
-// Channels are worked on in chunks of this many bytes. Backward, where about ten rows meet at a
-// token, these stay in the first-level cache; forward, rows are long enough for memory to see
-// streams.
-constexpr std::int64_t kForwardChunkBytes = 4096;
-constexpr std::int64_t kBackwardChunkBytes = 1024;
+// Channels are worked on in chunks of this many bytes: long enough for memory to see streams, short
+// enough for the rows around a token to stay in the near caches.
+constexpr std::int64_t kChunkBytes = 4096;
 
 // From this many samples on, a unit of work is a sample; below, a part of one: forward a block of
 // kQueryBlock queries, backward a chunk of channels.
@@ -144,7 +142,7 @@ void forward(
     const Shape& shape, const T* tokens, const std::vector<Point<Compute<T>>>& base,
     const Compute<T>* angle, T* out) {
   using R = Compute<T>;
-  constexpr std::int64_t chunk_channels = kForwardChunkBytes / static_cast<std::int64_t>(sizeof(T));
+  constexpr std::int64_t chunk_channels = kChunkBytes / static_cast<std::int64_t>(sizeof(T));
   const std::int64_t chunks = ceil_div(shape.channels, chunk_channels);
   const std::vector<T> nothing(std::min(chunk_channels, shape.channels), store<T>(R(0)));
   // A unit of work: a sample, or where there are few of them a block of a sample's queries.
@@ -339,8 +337,7 @@ void backward(
     const std::vector<Point<Compute<T>>>& base, const Compute<T>* basis, const Compute<T>* angle,
     T* grad_tokens, Compute<T>* grad_points, Compute<T>* grad_angle) {
   using R = Compute<T>;
-  constexpr std::int64_t chunk_channels =
-      kBackwardChunkBytes / static_cast<std::int64_t>(sizeof(T));
+  constexpr std::int64_t chunk_channels = kChunkBytes / static_cast<std::int64_t>(sizeof(T));
   const std::int64_t chunks = ceil_div(shape.channels, chunk_channels);
   const std::vector<T> nothing(std::min(chunk_channels, shape.channels), store<T>(R(0)));
   const std::int64_t columns = 2 * shape.points + 1, positions = 2 * shape.queries;
