@@ -138,18 +138,21 @@ def warp_image(
     if isinstance(values, Tensor) and values.dim() == 2:
         values = values.unsqueeze(0).expand(batch, -1, -1)
     checks.check_tensor("values", values, (batch, "K", 2))
-    if isinstance(control_points, Tensor) and control_points.dim() == 2:
-        control_points = control_points.unsqueeze(0).expand(batch, -1, -1)
-    checks.check_tensor("control_points", control_points, (batch, values.shape[1], 2))
+    shared = isinstance(control_points, Tensor) and control_points.dim() == 2
+    each = control_points.unsqueeze(0).expand(batch, -1, -1) if shared else control_points
+    checks.check_tensor("control_points", each, (batch, values.shape[1], 2))
     checks.check_same_device(image=image, control_points=control_points, values=values)
     chosen = backends.select("warp_image", image.device, implementation, image.dtype)
     dtype = checks.coordinates_dtype(image)
     control_points = control_points.to(dtype)
+    # Shared ones are solved with as they are, which factors them once, and then only expanded.
     coefficients = tps_solve(
         control_points,
         values.to(dtype),
         implementation="reference" if chosen == "reference" else None,
     )
+    if shared:
+        control_points = control_points.unsqueeze(0).expand(batch, -1, -1)
     return sample_by_spline(
         image,
         coefficients,
