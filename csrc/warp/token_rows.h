@@ -2,7 +2,7 @@
 //
 // The functions of token_rows.inl exist once for the processor every binary must run on, and on
 // x86-64 for AVX2 (with FMA and half conversions), for AVX-512, and for AVX-512 with bfloat16
-// instructions. One binary holds them all; rows_for() takes the best that this processor has.
+// conversions. One binary holds them all; rows_for() takes the best that this processor has.
 #pragma once
 
 #include <cstdint>

@@ -12,30 +12,24 @@ struct VectorOf {
 };
 template <typename R>
 using V = typename VectorOf<R>::Type;
+typedef std::uint32_t Words __attribute__((vector_size(kVectorBytes)));
 
-// Values of a vector, whose arithmetic is in Compute<T>.
+// Values of a vector, whose arithmetic is in Compute<T>, and of a pair of vectors.
 template <typename T>
 constexpr std::int64_t kStep = kVectorBytes / sizeof(Compute<T>);
+template <typename T>
+constexpr std::int64_t kPair = 2 * kStep<T>;
+
+// kPair neighbouring values, each in one of two vectors; which, only load_pair() and store_pair()
+// know. What is done to both alike does not depend on it.
+template <typename T>
+struct Pair {
+  V<Compute<T>> first, second;
+};
 
 template <typename T>
 GSALIGN_TARGET GSALIGN_INLINE V<Compute<T>> load_step(const T* from) {
-  [[maybe_unused]] constexpr std::int64_t step = kStep<T>;
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    // By name: what GCC makes of the generic conversion takes three times as long.
-#if GSALIGN_ROWS_AVX512
-    const __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return bit_cast<V<float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(stored), 16));
-#elif GSALIGN_ROWS_AVX2
-    const __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    return bit_cast<V<float>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(stored), 16));
-#else
-    typedef std::uint16_t Stored __attribute__((vector_size(kVectorBytes / 2)));
-    typedef std::uint32_t Wide __attribute__((vector_size(kVectorBytes)));
-    Stored stored;
-    std::memcpy(&stored, from, sizeof stored);
-    return bit_cast<V<float>>(__builtin_convertvector(stored, Wide) << 16);
-#endif
-  } else if constexpr (std::is_same_v<T, Half>) {
+  if constexpr (std::is_same_v<T, Half>) {
 #if GSALIGN_ROWS_AVX512
     return bit_cast<V<float>>(
         _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
@@ -44,7 +38,7 @@ GSALIGN_TARGET GSALIGN_INLINE V<Compute<T>> load_step(const T* from) {
         _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #else
     V<float> result{};
-    for (std::int64_t i = 0; i < step; ++i) {
+    for (std::int64_t i = 0; i < kStep<T>; ++i) {
       result[i] = load(from[i]);
     }
     return result;
@@ -53,6 +47,18 @@ GSALIGN_TARGET GSALIGN_INLINE V<Compute<T>> load_step(const T* from) {
     V<T> result;
     std::memcpy(&result, from, sizeof result);
     return result;
+  }
+}
+
+template <typename T>
+GSALIGN_TARGET GSALIGN_INLINE Pair<T> load_pair(const T* from) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    // Even and odd indices: one operation a vector, where keeping the order takes two.
+    Words words;
+    std::memcpy(&words, from, sizeof words);
+    return {bit_cast<V<float>>(words << 16), bit_cast<V<float>>(words & 0xffff0000u)};
+  } else {
+    return {load_step(from), load_step(from + kStep<T>)};
   }
 }
 
@@ -68,8 +74,7 @@ GSALIGN_TARGET GSALIGN_INLINE void store_bytes(T* to, const void* from, std::int
 #if GSALIGN_ROWS_AVX2
   if (kStream && bytes == 32) {
     _mm256_stream_si256(
-        reinterpret_cast<__m256i*>(to),
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+        reinterpret_cast<__m256i*>(to), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     return;
   }
 #endif
@@ -85,22 +90,7 @@ GSALIGN_TARGET GSALIGN_INLINE void store_bytes(T* to, const void* from, std::int
 
 template <bool kStream, typename T>
 GSALIGN_TARGET GSALIGN_INLINE void store_step(T* to, const V<Compute<T>>& value) {
-  [[maybe_unused]] constexpr std::int64_t step = kStep<T>;
-  if constexpr (std::is_same_v<T, BFloat16>) {
-#if GSALIGN_ROWS_BF16
-    // Flushes denormals, which are below every bfloat16 that matters, to zero.
-    const __m256bh rounded = _mm512_cvtneps_pbh(bit_cast<__m512>(value));
-    store_bytes<kStream>(to, &rounded, sizeof rounded);
-#else
-    typedef std::uint16_t Stored __attribute__((vector_size(kVectorBytes / 2)));
-    typedef std::uint32_t Wide __attribute__((vector_size(kVectorBytes)));
-    const Wide word = bit_cast<Wide>(value);
-    const Wide rounded = word + 0x7fffu + ((word >> 16) & 1u);  // to nearest, ties to even
-    const Wide result = (word & 0x7fffffffu) > 0x7f800000u ? Wide{} + 0x7fc00000u : rounded;
-    const Stored stored = __builtin_convertvector(result >> 16, Stored);
-    store_bytes<kStream>(to, &stored, sizeof stored);
-#endif
-  } else if constexpr (std::is_same_v<T, Half>) {
+  if constexpr (std::is_same_v<T, Half>) {
 #if GSALIGN_ROWS_AVX512
     const __m256i rounded =
         _mm512_cvtps_ph(bit_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -109,14 +99,45 @@ GSALIGN_TARGET GSALIGN_INLINE void store_step(T* to, const V<Compute<T>>& value)
     const __m128i rounded = _mm256_cvtps_ph(bit_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT);
     store_bytes<kStream>(to, &rounded, sizeof rounded);
 #else
-    T rounded[step];
-    for (std::int64_t i = 0; i < step; ++i) {
+    T rounded[kStep<T>];
+    for (std::int64_t i = 0; i < kStep<T>; ++i) {
       rounded[i] = store<T>(value[i]);
     }
     std::memcpy(to, rounded, sizeof rounded);
 #endif
   } else {
     store_bytes<kStream>(to, &value, sizeof value);
+  }
+}
+
+// bfloat16 in the upper half of each word, the lower half not cleared.
+GSALIGN_TARGET GSALIGN_INLINE Words rounded_words(const V<float>& value) {
+  const Words word = bit_cast<Words>(value);
+  const Words rounded = word + 0x7fffu + ((word >> 16) & 1u);  // to nearest, ties to even
+  return (word & 0x7fffffffu) > 0x7f800000u ? Words{} + 0x7fc00000u : rounded;
+}
+
+template <bool kStream, typename T>
+GSALIGN_TARGET GSALIGN_INLINE void store_pair(T* to, const Pair<T>& values) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+#if GSALIGN_ROWS_BF16
+    // Flushes denormals, which are below every bfloat16 that matters, to zero.
+    const __m512i both = bit_cast<__m512i>(
+        _mm512_cvtne2ps_pbh(bit_cast<__m512>(values.second), bit_cast<__m512>(values.first)));
+    // Where the values of index 31 down to 0 are in `both`.
+    const __m512i order = _mm512_set_epi16(
+        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+        19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i stored = _mm512_permutexvar_epi16(order, both);
+    store_bytes<kStream>(to, &stored, sizeof stored);
+#else
+    const Words stored =
+        (rounded_words(values.first) >> 16) | (rounded_words(values.second) & 0xffff0000u);
+    store_bytes<kStream>(to, &stored, sizeof stored);
+#endif
+  } else {
+    store_step<kStream>(to, values.first);
+    store_step<kStream>(to + kStep<T>, values.second);
   }
 }
 
@@ -128,14 +149,16 @@ GSALIGN_TARGET static void blend_row(
   const T *t0 = taps[0], *t1 = taps[1], *t2 = taps[2], *t3 = taps[3];
   const R w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3];
   std::int64_t c = 0;
-  for (; c + kStep<T> <= count; c += kStep<T>) {
-    const V<R> upper = w0 * load_step(t0 + c) + w1 * load_step(t1 + c);
-    const V<R> lower = w2 * load_step(t2 + c) + w3 * load_step(t3 + c);
-    store_step<kStream>(out + c, load_step(x + c) + (upper + lower));
+  for (; c + kPair<T> <= count; c += kPair<T>) {
+    const Pair<T> p0 = load_pair(t0 + c), p1 = load_pair(t1 + c);
+    const Pair<T> p2 = load_pair(t2 + c), p3 = load_pair(t3 + c);
+    Pair<T> sum = load_pair(x + c);
+    sum.first += (w0 * p0.first + w1 * p1.first) + (w2 * p2.first + w3 * p3.first);
+    sum.second += (w0 * p0.second + w1 * p1.second) + (w2 * p2.second + w3 * p3.second);
+    store_pair<kStream>(out + c, sum);
   }
   for (; c < count; ++c) {
-    const R sampled =
-        (w0 * load(t0[c]) + w1 * load(t1[c])) + (w2 * load(t2[c]) + w3 * load(t3[c]));
+    const R sampled = (w0 * load(t0[c]) + w1 * load(t1[c])) + (w2 * load(t2[c]) + w3 * load(t3[c]));
     out[c] = store<T>(load(x[c]) + sampled);
   }
 }
@@ -146,21 +169,23 @@ GSALIGN_TARGET static void gather_row(
     T* out, const T* base, const T* source, std::int64_t stride, const std::int32_t* rows,
     const Compute<T>* weights, std::int64_t entries, std::int64_t count) {
   using R = Compute<T>;
-  constexpr std::int64_t kTile = 4;  // vectors of sums
+  constexpr std::int64_t kTile = 2;  // pairs of sums
   std::int64_t c = 0;
-  for (; c + kTile * kStep<T> <= count; c += kTile * kStep<T>) {
-    V<R> sum[kTile];
+  for (; c + kTile * kPair<T> <= count; c += kTile * kPair<T>) {
+    Pair<T> sums[kTile];
     for (std::int64_t j = 0; j < kTile; ++j) {
-      sum[j] = load_step(base + c + j * kStep<T>);
+      sums[j] = load_pair(base + c + j * kPair<T>);
     }
     for (std::int64_t i = 0; i < entries; ++i) {
       const T* row = source + rows[i] * stride + c;
       for (std::int64_t j = 0; j < kTile; ++j) {
-        sum[j] += weights[i] * load_step(row + j * kStep<T>);
+        const Pair<T> values = load_pair(row + j * kPair<T>);
+        sums[j].first += weights[i] * values.first;
+        sums[j].second += weights[i] * values.second;
       }
     }
     for (std::int64_t j = 0; j < kTile; ++j) {
-      store_step<kStream>(out + c + j * kStep<T>, sum[j]);
+      store_pair<kStream>(out + c + j * kPair<T>, sums[j]);
     }
   }
   for (; c < count; ++c) {
@@ -188,24 +213,12 @@ GSALIGN_TARGET static void four_dots(
   using R = Compute<T>;
   V<R> sums[4][2] = {};  // two of each in flight
   std::int64_t c = 0;
-#if GSALIGN_ROWS_BF16
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    for (; c + 32 <= count; c += 32) {  // products of bfloat16 are exact in float
-      const __m512bh g = bit_cast<__m512bh>(_mm512_loadu_si512(gradient + c));
-      for (int i = 0; i < 4; ++i) {
-        const __m512bh t = bit_cast<__m512bh>(_mm512_loadu_si512(taps[i] + c));
-        sums[i][c >> 5 & 1] = bit_cast<V<float>>(
-            _mm512_dpbf16_ps(bit_cast<__m512>(sums[i][c >> 5 & 1]), g, t));
-      }
-    }
-  }
-#endif
-  for (; c + 2 * kStep<T> <= count; c += 2 * kStep<T>) {
-    for (std::int64_t j = 0; j < 2; ++j) {
-      const V<R> g = load_step(gradient + c + j * kStep<T>);
-      for (int i = 0; i < 4; ++i) {
-        sums[i][j] += g * load_step(taps[i] + c + j * kStep<T>);
-      }
+  for (; c + kPair<T> <= count; c += kPair<T>) {
+    const Pair<T> g = load_pair(gradient + c);
+    for (int i = 0; i < 4; ++i) {
+      const Pair<T> t = load_pair(taps[i] + c);
+      sums[i][0] += g.first * t.first;
+      sums[i][1] += g.second * t.second;
     }
   }
   for (int i = 0; i < 4; ++i) {
@@ -219,6 +232,5 @@ GSALIGN_TARGET static void four_dots(
 }
 
 template <typename T>
-constexpr Rows<T> kRows{
-    &blend_row<T, false>, &blend_row<T, true>, &gather_row<T, false>, &gather_row<T, true>,
-    &four_dots<T>,        kVectorBytes};
+constexpr Rows<T> kRows{&blend_row<T, false>, &blend_row<T, true>, &gather_row<T, false>,
+                        &gather_row<T, true>, &four_dots<T>,       kVectorBytes};

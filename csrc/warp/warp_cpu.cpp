@@ -32,8 +32,8 @@ constexpr std::int64_t kWholeSamples = 8;
 
 constexpr std::int64_t kLine = 64;  // bytes of a cache line
 
-// Asks for a row that is needed later; where there is none, `row` is null. Always inlined: GCC takes
-// a function that only prefetches for one without effects, and drops calls of it.
+// Asks for a row that is needed later; where there is none, `row` is null. Always inlined: GCC
+// takes a function that only prefetches for one without effects, and drops calls of it.
 GSALIGN_INLINE void fetch_row(const void* row, std::int64_t bytes) {
   if (row != nullptr) {
     const char* from = static_cast<const char*>(row);
@@ -283,12 +283,13 @@ void backward_chunk(
     const std::int64_t offset = q * shape.channels;
     const std::int32_t entry = readers.first[q];
     fetch_row(rows.next_gradient == nullptr ? nullptr : rows.next_gradient + offset, bytes);
-    fetch_row(rows.next_tokens == nullptr ? nullptr : rows.next_tokens + offset, bytes);
     gather(
         rows.grad_tokens + offset, rows.gradient + offset, rows.gradient, shape.channels,
         readers.queries.data() + entry, readers.weights.data() + entry,
         readers.first[q + 1] - entry, rows.count);
 
+    // Apart from the other row: processors drop what they are asked for all at once.
+    fetch_row(rows.next_tokens == nullptr ? nullptr : rows.next_tokens + offset, bytes);
     const Tap<R>& tap = readers.taps[q];
     Point<R> g{R(0), R(0)};
     if (tap.x.free || tap.y.free) {
