@@ -63,12 +63,13 @@ def check_same_device(**tensors: Tensor) -> None:
     Raises:
         ValueError: two arguments lie on different devices; both are named.
     """
-    (first_name, first), *rest = tensors.items()
-    for name, value in rest:
-        if value.device != first.device:
+    first_name, device = "", None
+    for name, value in tensors.items():
+        if device is None:
+            first_name, device = name, value.device
+        elif value.device != device:
             raise ValueError(
-                f"{name}: is on {value.device} but {first_name} is on {first.device}; "
-                f"move one with .to()"
+                f"{name}: is on {value.device} but {first_name} is on {device}; move one with .to()"
             )
 
 
@@ -101,6 +102,11 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}: wanted one of {listed}, got {value!r}")
+
+
+def converted(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """The tensors in a type. Asks first: ``Tensor.to`` is slow at doing nothing."""
+    return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]
 
 
 def coordinates_dtype(features: Tensor) -> torch.dtype:

@@ -65,13 +65,19 @@ def masked_part_pool(
     shape = ("P", positions) if shared else (tokens.shape[0], "P", positions)
     checks.check_tensor("masks", masks, shape)
     checks.check_same_device(tokens=tokens, masks=masks)
-    masks = masks.to(checks.coordinates_dtype(tokens))
+    (masks,) = checks.converted(checks.coordinates_dtype(tokens), masks)
     chosen = backends.select("masked_part_pool", tokens.device, implementation)
     if chosen == "reference":
         return reference.masked_part_pool(tokens, masks, prefix, mode, activation, eps)
-    op = registration.operator("masked_part_pool", chosen)
-    pooled, visibility, *_ = op(
-        tokens, masks, prefix, MODES.index(mode), ACTIVATIONS.index(activation), float(eps)
+    pooled, visibility, *_ = registration.call(
+        "masked_part_pool",
+        chosen,
+        tokens,
+        masks,
+        prefix,
+        MODES.index(mode),
+        ACTIVATIONS.index(activation),
+        float(eps),
     )
     return pooled, visibility
 

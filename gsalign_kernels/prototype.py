@@ -58,12 +58,14 @@ def masked_prototype_loss(
         )
     checks.check_same_device(features=features, masks=masks, labels=labels)
     dtype = reference.computation_dtype(features, masks)
-    features, masks, labels = features.to(dtype), masks.to(dtype), labels.long()
+    features, masks = checks.converted(dtype, features, masks)
+    labels = labels.long()
     chosen = backends.select("masked_prototype_loss", features.device, implementation)
     if chosen == "reference":
         return reference.masked_prototype_loss(features, masks, labels)
-    op = registration.operator("masked_prototype_loss", chosen)
-    alignment, entropy, *_ = op(features, masks, labels)
+    alignment, entropy, *_ = registration.call(
+        "masked_prototype_loss", chosen, features, masks, labels
+    )
     return alignment, entropy
 
 

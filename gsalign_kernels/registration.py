@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gsalign_kernels import transforms
 
@@ -25,6 +26,26 @@ def operator(name: str, implementation: str) -> Any:
     """The dispatcher's operator behind an implementation, as ``torch.ops.gsalign.warp_tokens``."""
     namespace = TRITON if implementation == "triton" else NATIVE
     return getattr(getattr(torch.ops, namespace), name).default
+
+
+def call(name: str, implementation: str, *arguments: Any) -> Any:
+    """Calls an operator, past autograd where there is nothing to differentiate.
+
+    Autograd's part is written in Python, and costs more than a small operator's work. Compilers
+    and the transforms of ``torch.func`` always see it.
+    """
+    op = operator(name, implementation)
+    if (
+        torch.compiler.is_compiling()
+        or transforms.in_transform()
+        or (
+            torch.is_grad_enabled()
+            and any([a.requires_grad for a in arguments if isinstance(a, Tensor)])
+        )
+    ):
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
 
 
 def namespaces_with(name: str) -> list[str]:

@@ -124,22 +124,26 @@ def _solve(
     if not regularization >= 0.0:
         raise ValueError(f"regularization: wanted a number of at least 0, got {regularization}")
     dtype = reference.computation_dtype(control_points, values)
-    control_points, values = control_points.to(dtype), values.to(dtype)
+    control_points, values = checks.converted(dtype, control_points, values)
     chosen = backends.select("tps_solve", values.device, implementation)
     if chosen == "reference":
         coefficients, info = reference.tps_solve(control_points, values, regularization)
         if check_errors:
             reference.raise_unless_solved(info)
         return coefficients, info
-    op = registration.operator("tps_solve", chosen)
-    batch, count, columns = values.shape
-    if shared and batch > 1:
+    settings = (float(regularization), check_errors)
+    if shared and values.shape[0] > 1:
+        batch, count, columns = values.shape
         # One system for all: the samples' values are its right-hand sides.
         values = values.transpose(0, 1).reshape(1, count, batch * columns)
-        coefficients, _, info = op(control_points[:1], values, float(regularization), check_errors)
+        coefficients, _, info = registration.call(
+            "tps_solve", chosen, control_points[:1], values, *settings
+        )
         coefficients = coefficients.view(count + 3, batch, columns).transpose(0, 1)
         return coefficients.contiguous(), info.expand(batch)
-    coefficients, _, info = op(control_points, values, float(regularization), check_errors)
+    coefficients, _, info = registration.call(
+        "tps_solve", chosen, control_points, values, *settings
+    )
     return coefficients, info
 
 
@@ -176,11 +180,11 @@ def tps_evaluate(
     checks.check_tensor("points", points, (batch, "N", 2))
     checks.check_same_device(coefficients=coefficients, points=points)
     dtype = reference.computation_dtype(coefficients, control_points, points)
-    arguments = (coefficients.to(dtype), control_points.to(dtype), points.to(dtype))
+    arguments = checks.converted(dtype, coefficients, control_points, points)
     chosen = backends.select("tps_evaluate", coefficients.device, implementation)
     if chosen == "reference":
         return reference.tps_evaluate(*arguments)
-    return registration.operator("tps_evaluate", chosen)(*arguments)
+    return registration.call("tps_evaluate", chosen, *arguments)
 
 
 def tps_grid(
@@ -215,12 +219,13 @@ def tps_grid(
     control_points = _check_spline(coefficients, control_points)
     height, width = checks.check_size("size", size)
     dtype = reference.computation_dtype(coefficients, control_points)
-    coefficients, control_points = coefficients.to(dtype), control_points.to(dtype)
+    coefficients, control_points = checks.converted(dtype, coefficients, control_points)
     chosen = backends.select("tps_grid", coefficients.device, implementation)
     if chosen == "reference":
         return reference.tps_grid(coefficients, control_points, (height, width), align_corners)
-    op = registration.operator("tps_grid", chosen)
-    return op(coefficients, control_points, height, width, align_corners)
+    return registration.call(
+        "tps_grid", chosen, coefficients, control_points, height, width, align_corners
+    )
 
 
 def tps_basis(

@@ -42,6 +42,13 @@ def register_autograd(
         library.impl(name, kernel, f"Autograd{device}", with_keyset=True)
 
 
+def in_transform() -> bool:
+    """Whether a transform of ``torch.func``, or forward-mode differentiation, is under way."""
+    return (
+        forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
 def _autograd_kernel(
     op: Any, backward: Callable[..., Any], setup_context: Callable[..., None]
 ) -> Callable[..., Any]:

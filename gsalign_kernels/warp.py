@@ -79,14 +79,24 @@ def warp_tokens(
     if not math.isfinite(eta):
         raise ValueError(f"eta: wanted a finite number, got {eta}")
     dtype = checks.coordinates_dtype(tokens)
-    source_points, angle, basis = source_points.to(dtype), angle.to(dtype), basis.to(dtype)
+    source_points, angle, basis = checks.converted(dtype, source_points, angle, basis)
     chosen = backends.select("warp_tokens", tokens.device, implementation, tokens.dtype)
     if chosen == "reference":
         return reference.warp_tokens(
             tokens, source_points, angle, basis, (height, width), eta, prefix
         )
-    op = registration.operator("warp_tokens", chosen)
-    return op(tokens, source_points, angle, basis, height, width, float(eta), prefix)
+    return registration.call(
+        "warp_tokens",
+        chosen,
+        tokens,
+        source_points,
+        angle,
+        basis,
+        height,
+        width,
+        float(eta),
+        prefix,
+    )
 
 
 def warp_image(
@@ -180,8 +190,9 @@ def sample_by_spline(
         return reference.warp_image(
             image, coefficients, control_points, size, mode, padding_mode, align_corners
         )
-    op = registration.operator("warp_image", chosen)
-    return op(
+    return registration.call(
+        "warp_image",
+        chosen,
         image,
         coefficients,
         control_points,

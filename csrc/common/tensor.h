@@ -1,12 +1,15 @@
 // The few things the operators ask of a tensor, on the LibTorch stable ABI.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
@@ -27,11 +30,21 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// An uninitialised contiguous tensor on the device of `like`.
-inline Tensor empty(
-    const Tensor& like, std::initializer_list<std::int64_t> shape, ScalarType type) {
-  return torch::stable::new_empty(
-      like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
+// An uninitialised contiguous CPU tensor, not through the dispatcher: see as_contiguous().
+inline Tensor empty(std::initializer_list<std::int64_t> shape, ScalarType type) {
+  constexpr std::size_t kMost = 8;
+  STD_TORCH_CHECK(shape.size() <= kMost, "empty: too many dimensions");
+  std::array<std::int64_t, kMost> strides;
+  std::int64_t stride = 1;
+  for (std::size_t axis = shape.size(); axis-- > 0;) {
+    strides[axis] = stride;
+    stride *= std::max<std::int64_t>(shape.begin()[axis], 1);
+  }
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<std::int64_t>(shape.size()), shape.begin(), strides.data(),
+      static_cast<std::int32_t>(type), aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
 }
 
 template <typename T>

@@ -695,14 +695,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> masked_part_pool(
   const Shape shape = checked_shape(tokens, masks, prefix, mode, activation, eps);
   const Tensor in = with_contiguous_rows(tokens), masks_in = contiguous(masks);
   const ScalarType type = compute_type(in.scalar_type());
-  const Tensor pooled = empty(in, {shape.batch, shape.parts, shape.channels}, in.scalar_type());
-  const Tensor visibility = empty(in, {shape.batch, shape.parts}, type);
-  const Tensor totals = empty(in, {shape.batch, shape.parts}, type);
-  const Tensor peaks = empty(in, {shape.batch, shape.parts}, ScalarType::Int);
-  const Tensor winners =
-      shape.mode == Mode::kMax
-          ? empty(in, {shape.batch, shape.parts, shape.channels}, ScalarType::Int)
-          : empty(in, {0}, ScalarType::Int);
+  const Tensor pooled = empty({shape.batch, shape.parts, shape.channels}, in.scalar_type());
+  const Tensor visibility = empty({shape.batch, shape.parts}, type);
+  const Tensor totals = empty({shape.batch, shape.parts}, type);
+  const Tensor peaks = empty({shape.batch, shape.parts}, ScalarType::Int);
+  const Tensor winners = shape.mode == Mode::kMax
+                             ? empty({shape.batch, shape.parts, shape.channels}, ScalarType::Int)
+                             : empty({0}, ScalarType::Int);
   dispatch_features("tokens", in.scalar_type(), [&](auto kind) {
     using T = decltype(kind);
     using S = Compute<T>;
@@ -739,11 +738,9 @@ std::tuple<Tensor, Tensor> masked_part_pool_backward(
                gradient = contiguous(grad_pooled), visibility = contiguous(grad_visibility),
                sums = contiguous(totals), peaks_in = contiguous(peaks),
                winners_in = contiguous(winners);
-  const Tensor grad_tokens =
-      empty(in, {shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
-  const Tensor grad_masks = shape.shared
-                                ? empty(in, {shape.parts, shape.positions}, type)
-                                : empty(in, {shape.batch, shape.parts, shape.positions}, type);
+  const Tensor grad_tokens = empty({shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
+  const Tensor grad_masks = shape.shared ? empty({shape.parts, shape.positions}, type)
+                                         : empty({shape.batch, shape.parts, shape.positions}, type);
   dispatch_features("tokens", in.scalar_type(), [&](auto kind) {
     using T = decltype(kind);
     using S = Compute<T>;

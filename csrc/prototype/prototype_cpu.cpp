@@ -245,9 +245,9 @@ std::tuple<Tensor, Tensor, Tensor> masked_prototype_loss(
   const Tensor in = contiguous(features), masks_in = contiguous(masks),
                labels_in = contiguous(labels);
   const std::int64_t batch = in.size(0), channels = in.size(1);
-  const Tensor alignment = empty(in, {}, in.scalar_type());
-  const Tensor entropy = empty(in, {}, in.scalar_type());
-  const Tensor means = empty(in, {batch, channels}, in.scalar_type());
+  const Tensor alignment = empty({}, in.scalar_type());
+  const Tensor entropy = empty({}, in.scalar_type());
+  const Tensor means = empty({batch, channels}, in.scalar_type());
   const Classes classes(data<std::int64_t>(labels_in), batch);
   dispatch_coordinates("features", in.scalar_type(), [&](auto kind) {
     using S = decltype(kind);
@@ -271,8 +271,8 @@ std::tuple<Tensor, Tensor> masked_prototype_loss_backward(
   const Tensor in = contiguous(features), masks_in = contiguous(masks),
                labels_in = contiguous(labels), means_in = contiguous(means);
   const std::int64_t batch = in.size(0), channels = in.size(1);
-  const Tensor grad_features = empty(in, {batch, channels}, in.scalar_type());
-  const Tensor grad_masks = empty(in, {batch, channels}, in.scalar_type());
+  const Tensor grad_features = empty({batch, channels}, in.scalar_type());
+  const Tensor grad_masks = empty({batch, channels}, in.scalar_type());
   const Classes classes(data<std::int64_t>(labels_in), batch);
   dispatch_coordinates("features", in.scalar_type(), [&](auto kind) {
     using S = decltype(kind);

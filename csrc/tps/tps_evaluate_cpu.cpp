@@ -193,7 +193,7 @@ Tensor tps_evaluate(
   check_type("points", points, splines.coefficients.scalar_type());
   const Tensor at = as_contiguous(points);
   const std::int64_t count = at.size(1);
-  const Tensor out = empty(at, {splines.batch, count, splines.columns}, at.scalar_type());
+  const Tensor out = empty({splines.batch, count, splines.columns}, at.scalar_type());
   dispatch_coordinates("coefficients", at.scalar_type(), [&](auto kind) {
     using R = decltype(kind);
     evaluate<R>(splines, {data<R>(at), count, 0, 0, true}, mutable_data<R>(out));
@@ -212,9 +212,9 @@ std::tuple<Tensor, Tensor, Tensor> tps_evaluate_backward(
   check_shape("grad", gradient, {splines.batch, count, splines.columns});
   check_type("grad", gradient, at.scalar_type());
   const Tensor grad_coefficients =
-      empty(at, {splines.batch, splines.points + 3, splines.columns}, at.scalar_type());
-  const Tensor grad_control = empty(at, {splines.batch, splines.points, 2}, at.scalar_type());
-  const Tensor grad_points = empty(at, {splines.batch, count, 2}, at.scalar_type());
+      empty({splines.batch, splines.points + 3, splines.columns}, at.scalar_type());
+  const Tensor grad_control = empty({splines.batch, splines.points, 2}, at.scalar_type());
+  const Tensor grad_points = empty({splines.batch, count, 2}, at.scalar_type());
   dispatch_coordinates("coefficients", at.scalar_type(), [&](auto kind) {
     using R = decltype(kind);
     evaluate_backward<R>(
@@ -236,8 +236,7 @@ Tensor tps_grid(
   const Splines splines(coefficients, control_points);
   check_map(height, width);
   const Tensor& like = splines.coefficients;
-  const Tensor out =
-      empty(like, {splines.batch, height, width, splines.columns}, like.scalar_type());
+  const Tensor out = empty({splines.batch, height, width, splines.columns}, like.scalar_type());
   dispatch_coordinates("coefficients", like.scalar_type(), [&](auto kind) {
     using R = decltype(kind);
     evaluate<R>(
@@ -256,9 +255,8 @@ std::tuple<Tensor, Tensor> tps_grid_backward(
   const std::int64_t height = gradient.size(1), width = gradient.size(2);
   check_map(height, width);
   const Tensor grad_coefficients =
-      empty(gradient, {splines.batch, splines.points + 3, splines.columns}, gradient.scalar_type());
-  const Tensor grad_control =
-      empty(gradient, {splines.batch, splines.points, 2}, gradient.scalar_type());
+      empty({splines.batch, splines.points + 3, splines.columns}, gradient.scalar_type());
+  const Tensor grad_control = empty({splines.batch, splines.points, 2}, gradient.scalar_type());
   dispatch_coordinates("coefficients", gradient.scalar_type(), [&](auto kind) {
     using R = decltype(kind);
     evaluate_backward<R>(

@@ -217,9 +217,9 @@ std::tuple<Tensor, Tensor, Tensor> tps_solve(
   const Shape shape{batch, count, values.size(2)};
   const std::int64_t order = shape.order(), columns = shape.columns;
   const Tensor points = as_contiguous(control_points), wanted = as_contiguous(values);
-  const Tensor coefficients = empty(wanted, {batch, order, columns}, wanted.scalar_type());
-  const Tensor factors = empty(wanted, {batch, shape.factors()}, ScalarType::Double);
-  const Tensor info = empty(wanted, {batch}, ScalarType::Int);
+  const Tensor coefficients = empty({batch, order, columns}, wanted.scalar_type());
+  const Tensor factors = empty({batch, shape.factors()}, ScalarType::Double);
+  const Tensor info = empty({batch}, ScalarType::Int);
   dispatch_coordinates("control_points", points.scalar_type(), [&](auto kind) {
     using R = decltype(kind);
     for_groups(shape, [&](auto element, auto* memory, std::int64_t first) GSALIGN_VECTOR_BODY {
@@ -257,8 +257,8 @@ std::tuple<Tensor, Tensor> tps_solve_backward(
   check_type("factors", factors, ScalarType::Double);
   const Tensor gradient = as_contiguous(grad), solution = as_contiguous(coefficients),
                points = as_contiguous(control_points), factored = as_contiguous(factors);
-  const Tensor grad_points = empty(points, {batch, count, 2}, points.scalar_type());
-  const Tensor grad_values = empty(points, {batch, count, columns}, points.scalar_type());
+  const Tensor grad_points = empty({batch, count, 2}, points.scalar_type());
+  const Tensor grad_values = empty({batch, count, columns}, points.scalar_type());
   dispatch_coordinates("control_points", points.scalar_type(), [&](auto kind) {
     using R = decltype(kind);
     for_groups(shape, [&](auto element, auto* memory, std::int64_t first) GSALIGN_VECTOR_BODY {

@@ -407,7 +407,7 @@ Tensor warp_tokens(
       checked_shape(tokens, source_points, angle, basis, height, width, eta, prefix);
   const Tensor in = as_contiguous(tokens), points = as_contiguous(source_points),
                angles = as_contiguous(angle), matrix = as_contiguous(basis);
-  const Tensor out = empty(in, {shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
+  const Tensor out = empty({shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
   dispatch_features("tokens", in.scalar_type(), [&](auto kind) {
     using T = decltype(kind);
     using R = Compute<T>;
@@ -429,10 +429,9 @@ std::tuple<Tensor, Tensor, Tensor> warp_tokens_backward(
                points = as_contiguous(source_points), angles = as_contiguous(angle),
                matrix = as_contiguous(basis);
   const ScalarType type = compute_type(in.scalar_type());
-  const Tensor grad_tokens =
-      empty(in, {shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
-  const Tensor grad_points = empty(in, {shape.points, 2}, type);
-  const Tensor grad_angle = empty(in, {shape.batch}, type);
+  const Tensor grad_tokens = empty({shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
+  const Tensor grad_points = empty({shape.points, 2}, type);
+  const Tensor grad_angle = empty({shape.batch}, type);
   dispatch_features("tokens", in.scalar_type(), [&](auto kind) {
     using T = decltype(kind);
     using R = Compute<T>;

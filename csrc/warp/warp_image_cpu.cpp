@@ -586,7 +586,7 @@ Tensor warp_image(
   const Arguments arguments = checked_arguments(
       image, coefficients, control_points, height, width, mode, padding_mode, align_corners);
   const Settings& s = arguments.settings;
-  const Tensor out = empty(image, {s.batch, s.channels, height, width}, image.scalar_type());
+  const Tensor out = empty({s.batch, s.channels, height, width}, image.scalar_type());
   dispatch_features("image", image.scalar_type(), [&](auto kind) {
     using T = decltype(kind);
     forward<T>(arguments, mutable_data<T>(out));
@@ -607,10 +607,9 @@ std::tuple<Tensor, Tensor, Tensor> warp_image_backward(
   check_type("grad", grad, image.scalar_type());
   const Tensor gradient = as_contiguous(grad);
   const ScalarType type = compute_type(image.scalar_type());
-  const Tensor grad_image =
-      empty(image, {s.batch, s.channels, s.height, s.width}, image.scalar_type());
-  const Tensor grad_coefficients = empty(image, {s.batch, s.points + 3, 2}, type);
-  const Tensor grad_control = empty(image, {s.batch, s.points, 2}, type);
+  const Tensor grad_image = empty({s.batch, s.channels, s.height, s.width}, image.scalar_type());
+  const Tensor grad_coefficients = empty({s.batch, s.points + 3, 2}, type);
+  const Tensor grad_control = empty({s.batch, s.points, 2}, type);
   dispatch_features("image", image.scalar_type(), [&](auto kind) {
     using T = decltype(kind);
     using R = Compute<T>;

@@ -19,7 +19,7 @@ SMALLEST_SQUARED_DISTANCE = 1e-8
 
 def computation_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 when any argument is, else float32: half types only ever store, never compute."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return torch.float64 if torch.float64 in [t.dtype for t in tensors] else torch.float32
 
 
 def radial_basis(squared_distance: Tensor) -> Tensor:
