@@ -4,8 +4,8 @@
 // every line is read before it is overwritten), and while a sample is worked on, the next one is
 // fetched: its rows are asked for in order, where the taps of the warp jump about.
 //
-// Backward gathers instead of scattering: queries are bucketed by the cell they read in, and every
-// token sums what the queries of its four surrounding cells owe it, in the order of the queries.
+// Backward gathers instead of scattering: queries are listed by the tokens they read, and every
+// token sums what the queries of its four surrounding cells owe it, in one order.
 // Nothing is added atomically, so the result does not depend on threads.
 #include <algorithm>
 #include <cmath>
@@ -110,11 +110,15 @@ struct Tap {
     return std::int64_t(y.cell) * shape.width + x.cell;
   }
 
-  void weights(R out[4]) const {
-    out[0] = (R(1) - y.fraction) * (R(1) - x.fraction);
-    out[1] = (R(1) - y.fraction) * x.fraction;
-    out[2] = y.fraction * (R(1) - x.fraction);
-    out[3] = y.fraction * x.fraction;
+  // Corner 2 u + l is `u` rows below and `l` columns right of the cell.
+  R weight(int corner) const {
+    return (corner >> 1 ? y.fraction : R(1) - y.fraction) *
+           (corner & 1 ? x.fraction : R(1) - x.fraction);
+  }
+
+  // Whether that corner is inside the map.
+  bool reads(int corner) const {
+    return (!(corner >> 1) || y.has_next) && (!(corner & 1) || x.has_next);
   }
 
   // Rows of the four tokens read, first index y, second x; `nothing` stands in for those outside.
@@ -169,9 +173,8 @@ void forward(
         for (std::int64_t q = 0; q < count; ++q) {
           const Tap<R> tap(base[begin + q], cosine, sine, shape);
           tap.rows(map, shape.channels, static_cast<const T*>(nullptr), shape, reads[q].rows);
-          tap.weights(reads[q].weights);
-          for (R& weight : reads[q].weights) {
-            weight *= static_cast<R>(shape.eta);
+          for (int corner = 0; corner < 4; ++corner) {
+            reads[q].weights[corner] = static_cast<R>(shape.eta) * tap.weight(corner);
           }
         }
         for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -204,59 +207,47 @@ void forward(
 template <typename R>
 struct Readers {
   std::vector<Tap<R>> taps;
-  std::vector<std::int32_t> first, queries, cells, order;
+  std::vector<std::int32_t> first, queries, next;
   std::vector<R> weights;
 
   explicit Readers(const Shape& shape)
       : first(shape.queries + 1),
         queries(4 * shape.queries),
-        cells(shape.queries + 1),
-        order(shape.queries),
+        next(shape.queries),
         weights(4 * shape.queries) {
     taps.reserve(shape.queries);
   }
 
   void set(const Shape& shape, const std::vector<Point<R>>& base, R cosine, R sine) {
+    const auto token = [&](const Tap<R>& tap, int corner) {
+      return tap.cell(shape) + (corner >> 1) * shape.width + (corner & 1);
+    };
     taps.clear();
-    std::fill(cells.begin(), cells.end(), 0);
+    std::fill(first.begin(), first.end(), 0);
     for (std::int64_t q = 0; q < shape.queries; ++q) {
-      taps.emplace_back(base[q], cosine, sine, shape);
-      ++cells[taps[q].cell(shape) + 1];
-    }
-    for (std::int64_t cell = 0; cell < shape.queries; ++cell) {
-      cells[cell + 1] += cells[cell];
-    }
-    // `first` counts places while the queries are put in order.
-    std::copy(cells.begin(), cells.end(), first.begin());
-    for (std::int64_t q = 0; q < shape.queries; ++q) {
-      order[first[taps[q].cell(shape)]++] = static_cast<std::int32_t>(q);
-    }
-    const R eta = static_cast<R>(shape.eta);
-    std::int32_t entry = 0;
-    for (int row = 0; row < shape.height; ++row) {
-      for (int column = 0; column < shape.width; ++column) {
-        first[std::int64_t(row) * shape.width + column] = entry;
-        for (int corner = 3; corner >= 0; --corner) {
-          const int up = corner >> 1, left = corner & 1;
-          if (row < up || column < left) {
-            continue;
-          }
-          const std::int64_t cell = std::int64_t(row - up) * shape.width + (column - left);
-          for (std::int32_t i = cells[cell]; i < cells[cell + 1]; ++i) {
-            const Tap<R>& tap = taps[order[i]];
-            R four[4];
-            tap.weights(four);
-            // A clamped query gives nothing beyond the border, not even nothing times infinity.
-            if ((left == 0 || tap.x.has_next) && (up == 0 || tap.y.has_next)) {
-              queries[entry] = order[i];
-              weights[entry] = eta * four[corner];
-              ++entry;
-            }
-          }
+      const Tap<R>& tap = taps.emplace_back(base[q], cosine, sine, shape);
+      for (int corner = 0; corner < 4; ++corner) {
+        if (tap.reads(corner)) {
+          ++first[token(tap, corner) + 1];
         }
       }
     }
-    first[shape.queries] = entry;
+    for (std::int64_t t = 0; t < shape.queries; ++t) {
+      first[t + 1] += first[t];
+      next[t] = first[t];
+    }
+    const R eta = static_cast<R>(shape.eta);
+    for (int corner = 3; corner >= 0; --corner) {
+      for (std::int64_t q = 0; q < shape.queries; ++q) {
+        const Tap<R>& tap = taps[q];
+        // A clamped query gives nothing beyond the border, not even nothing times infinity.
+        if (tap.reads(corner)) {
+          const std::int32_t entry = next[token(tap, corner)]++;
+          queries[entry] = static_cast<std::int32_t>(q);
+          weights[entry] = eta * tap.weight(corner);
+        }
+      }
+    }
   }
 };
 
@@ -283,13 +274,12 @@ void backward_chunk(
     const std::int64_t offset = q * shape.channels;
     const std::int32_t entry = readers.first[q];
     fetch_row(rows.next_gradient == nullptr ? nullptr : rows.next_gradient + offset, bytes);
+    fetch_row(rows.next_tokens == nullptr ? nullptr : rows.next_tokens + offset, bytes);
     gather(
         rows.grad_tokens + offset, rows.gradient + offset, rows.gradient, shape.channels,
         readers.queries.data() + entry, readers.weights.data() + entry,
         readers.first[q + 1] - entry, rows.count);
 
-    // Apart from the other row: processors drop what they are asked for all at once.
-    fetch_row(rows.next_tokens == nullptr ? nullptr : rows.next_tokens + offset, bytes);
     const Tap<R>& tap = readers.taps[q];
     Point<R> g{R(0), R(0)};
     if (tap.x.free || tap.y.free) {
