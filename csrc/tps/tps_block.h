@@ -20,6 +20,10 @@ constexpr std::int64_t kPointBlock = 64;
 template <typename R, int kBytes>
 constexpr std::int64_t kBlockVectors = kPointBlock / kVectorLength<R, kBytes>;
 
+// Vectors whose logarithms are taken side by side: more need more registers than there are.
+template <typename R, int kBytes>
+constexpr int kSideBySide = kBytes == 64 ? 4 : 2;
+
 // One sample's spline: coefficients [K + 3, V], control points [K, 2].
 template <typename R>
 struct Spline {
@@ -64,46 +68,84 @@ struct alignas(64) PointBlock {
   }
 };
 
-// log(max(r2, 1e-8)) / 2; with it U = r2 half_log, and the slope is half_log + 1/2 (half_log alone
-// where clamped).
-template <typename R, typename V>
-GSALIGN_INLINE V half_logarithm(const V& squared_distance) {
-  const V smallest = V{} + R(1e-8);
-  return R(0.5) * logarithm<R, V>(squared_distance < smallest ? smallest : squared_distance);
-}
+// The points of a block as seen from a control point, a few vectors of them side by side.
+template <typename R, int kBytes, int kCount>
+struct Seen {
+  using V = Vector<R, kBytes>;
+  V dx[kCount], dy[kCount], r2[kCount];
+
+  GSALIGN_INLINE Seen(const PointBlock<R>& at, std::int64_t first, const R* control_point) {
+    for (int j = 0; j < kCount; ++j) {
+      dx[j] =
+          load_vector<R, kBytes>(at.x + first + j * kVectorLength<R, kBytes>) - control_point[0];
+      dy[j] =
+          load_vector<R, kBytes>(at.y + first + j * kVectorLength<R, kBytes>) - control_point[1];
+    }
+    for (int j = 0; j < kCount; ++j) {
+      r2[j] = dx[j] * dx[j] + dy[j] * dy[j];
+    }
+  }
+
+  // log(max(r2, 1e-8)) / 2; with it U = r2 half_log, and the slope is half_log + 1/2 (half_log
+  // alone where clamped).
+  GSALIGN_INLINE void half_logs(V (&out)[kCount]) const {
+    // Positive numbers are in the order of their bits, and whole numbers have the faster maximum.
+    // A NaN may get lost here, but stays in r2 itself.
+    using I = typename detail::VectorOf<R, kBytes>::Mask;
+    const I smallest = bit_cast<I>(V{} + R(1e-8));
+    for (int j = 0; j < kCount; ++j) {
+      const I bits = bit_cast<I>(r2[j]);
+      out[j] = bit_cast<V>(bits > smallest ? bits : smallest);
+    }
+    half_logarithms<R>(out);
+  }
+};
 
 // rows[k][n] = half logarithm of the distance of point n to control point k.
 template <int kBytes, typename R>
 GSALIGN_INLINE void logarithm_rows(
     const R* control_points, std::int64_t points, const PointBlock<R>& at, R* rows) {
-  using V = Vector<R, kBytes>;
+  constexpr std::int64_t kLength = kVectorLength<R, kBytes>;
+  constexpr int kSide = kSideBySide<R, kBytes>;
   for (std::int64_t k = 0; k < points; ++k) {
-    const R cx = control_points[2 * k], cy = control_points[2 * k + 1];
-    for (std::int64_t j = 0; j < kPointBlock; j += kVectorLength<R, kBytes>) {
-      const V dx = load_vector<R, kBytes>(at.x + j) - cx,
-              dy = load_vector<R, kBytes>(at.y + j) - cy;
-      store_vector<R>(rows + k * kPointBlock + j, half_logarithm<R>(dx * dx + dy * dy));
+    for (std::int64_t n = 0; n < kPointBlock; n += kSide * kLength) {
+      const Seen<R, kBytes, kSide> seen(at, n, control_points + 2 * k);
+      Vector<R, kBytes> half_log[kSide];
+      seen.half_logs(half_log);
+      for (int j = 0; j < kSide; ++j) {
+        store_vector<R>(rows + k * kPointBlock + n + j * kLength, half_log[j]);
+      }
     }
   }
 }
 
-// out[v][n] = f_v(point n). With `rows` from logarithm_rows no logarithm is taken: they are the
-// same for every spline on these control points.
-template <int kBytes, bool kRows, typename R>
+// What becomes of the logarithms of a block: rows[k][n] as of logarithm_rows().
+enum class Rows { none, written, read };
+
+// out[v][n] = f_v(point n). With `rows` read no logarithm is taken: they are the same for every
+// spline on these control points.
+template <int kBytes, Rows kRows, typename R>
 GSALIGN_INLINE void evaluate_block(
-    const Spline<R>& spline, const PointBlock<R>& at, const R* rows, R* __restrict out) {
+    const Spline<R>& spline, const PointBlock<R>& at, R* rows, R* __restrict out) {
   using V = Vector<R, kBytes>;
   constexpr std::int64_t kCount = kBlockVectors<R, kBytes>, kLength = kVectorLength<R, kBytes>;
+  constexpr int kSide = kSideBySide<R, kBytes>;
   const std::int64_t columns = spline.columns;
   const R* affine = spline.affine();
-  const auto basis = [&](std::int64_t k, std::int64_t j) GSALIGN_VECTOR_BODY {
-    const V dx = load_vector<R, kBytes>(at.x + j * kLength) - spline.control_points[2 * k];
-    const V dy = load_vector<R, kBytes>(at.y + j * kLength) - spline.control_points[2 * k + 1];
-    const V r2 = dx * dx + dy * dy;
-    if constexpr (kRows) {
-      return r2 * load_vector<R, kBytes>(rows + k * kPointBlock + j * kLength);
-    } else {
-      return r2 * half_logarithm<R>(r2);
+  // U of kSide vectors from point `n` on.
+  const auto basis = [&](std::int64_t k, std::int64_t n, V(&value)[kSide]) GSALIGN_VECTOR_BODY {
+    const Seen<R, kBytes, kSide> seen(at, n, spline.control_points + 2 * k);
+    R* row = rows + k * kPointBlock + n;
+    if constexpr (kRows != Rows::read) {
+      seen.half_logs(value);
+    }
+    for (int j = 0; j < kSide; ++j) {
+      if constexpr (kRows == Rows::read) {
+        value[j] = load_vector<R, kBytes>(row + j * kLength);
+      } else if constexpr (kRows == Rows::written) {
+        store_vector<R>(row + j * kLength, value[j]);
+      }
+      value[j] *= seen.r2[j];
     }
   };
   if (columns == 2) {  // a grid: both sums stay in registers
@@ -116,10 +158,13 @@ GSALIGN_INLINE void evaluate_block(
     }
     for (std::int64_t k = 0; k < spline.points; ++k) {
       const R wx = spline.coefficients[2 * k], wy = spline.coefficients[2 * k + 1];
-      for (std::int64_t j = 0; j < kCount; ++j) {
-        const V value = basis(k, j);
-        gx[j] += wx * value;
-        gy[j] += wy * value;
+      for (std::int64_t j = 0; j < kCount; j += kSide) {
+        V value[kSide];
+        basis(k, j * kLength, value);
+        for (int i = 0; i < kSide; ++i) {
+          gx[j + i] += wx * value[i];
+          gy[j + i] += wy * value[i];
+        }
       }
     }
     for (std::int64_t j = 0; j < kCount; ++j) {
@@ -139,11 +184,14 @@ GSALIGN_INLINE void evaluate_block(
   }
   for (std::int64_t k = 0; k < spline.points; ++k) {
     const R* weights = spline.weights(k);
-    for (std::int64_t j = 0; j < kCount; ++j) {
-      const V value = basis(k, j);
+    for (std::int64_t j = 0; j < kCount; j += kSide) {
+      V value[kSide];
+      basis(k, j * kLength, value);
       for (std::int64_t v = 0; v < columns; ++v) {
-        R* sum = out + v * kPointBlock + j * kLength;
-        store_vector<R>(sum, load_vector<R, kBytes>(sum) + weights[v] * value);
+        for (int i = 0; i < kSide; ++i) {
+          R* sum = out + v * kPointBlock + (j + i) * kLength;
+          store_vector<R>(sum, load_vector<R, kBytes>(sum) + weights[v] * value[i]);
+        }
       }
     }
   }
@@ -172,9 +220,10 @@ class SplineGradient {
 
   // Adds a block, for `gradient` [V][kPointBlock]; the points' own gradient is written to gx, gy
   // when kPoints.
-  template <bool kPoints>
+  template <bool kPoints, bool kRows = false>
   GSALIGN_INLINE void add(
-      const Spline<R>& spline, const PointBlock<R>& at, const R* gradient, R* gx, R* gy) {
+      const Spline<R>& spline, const PointBlock<R>& at, const R* gradient, R* gx, R* gy,
+      const R* rows = nullptr) {
     constexpr std::int64_t kCount = kBlockVectors<R, kBytes>, kLength = kVectorLength<R, kBytes>;
     const R* affine = spline.affine();
     V px[kCount] = {}, py[kCount] = {};
@@ -196,17 +245,20 @@ class SplineGradient {
     }
     const std::int64_t control = (points_ + 3) * columns_;
     for (std::int64_t k = 0; k < points_; ++k) {
-      const R cx = spline.control_points[2 * k], cy = spline.control_points[2 * k + 1];
       const R* weights = spline.weights(k);
-      V value[kCount], slope[kCount], dx[kCount], dy[kCount], pull[kCount] = {};
+      V value[kCount], slope[kCount], pull[kCount] = {};
+      const Seen<R, kBytes, kCount> seen(at, 0, spline.control_points + 2 * k);
+      if constexpr (kRows) {
+        for (int j = 0; j < kCount; ++j) {
+          value[j] = load_vector<R, kBytes>(rows + k * kPointBlock + j * kLength);
+        }
+      } else {
+        seen.half_logs(value);
+      }
       for (std::int64_t j = 0; j < kCount; ++j) {
-        dx[j] = load_vector<R, kBytes>(at.x + j * kLength) - cx;
-        dy[j] = load_vector<R, kBytes>(at.y + j * kLength) - cy;
-        const V r2 = dx[j] * dx[j] + dy[j] * dy[j];
-        const V half_log = half_logarithm<R>(r2);
-        value[j] = r2 * half_log;
         // d U / d point = 2 slope (point - centre), and the opposite for the centre.
-        slope[j] = R(2) * half_log + (r2 < V{} + R(1e-8) ? V{} : V{} + R(1));
+        slope[j] = R(2) * value[j] + (seen.r2[j] < V{} + R(1e-8) ? V{} : V{} + R(1));
+        value[j] *= seen.r2[j];
       }
       for (std::int64_t v = 0; v < columns_; ++v) {
         V sum{};
@@ -220,7 +272,7 @@ class SplineGradient {
       V sum_x{}, sum_y{};
       for (std::int64_t j = 0; j < kCount; ++j) {
         const V factor = slope[j] * pull[j];
-        const V tx = factor * dx[j], ty = factor * dy[j];
+        const V tx = factor * seen.dx[j], ty = factor * seen.dy[j];
         sum_x -= tx;
         sum_y -= ty;
         if constexpr (kPoints) {

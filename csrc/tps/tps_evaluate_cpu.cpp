@@ -77,7 +77,7 @@ GSALIGN_INLINE void evaluate_one(
     R* values, R* out) {
   PointBlock<R> at;
   points.block(sample, begin, &at);
-  evaluate_block<kBytes, false, R>(spline, at, nullptr, values);
+  evaluate_block<kBytes, Rows::none, R>(spline, at, nullptr, values);
   write_points(
       out + (sample * points.count + begin) * spline.columns, values, at.count, spline.columns);
 }
@@ -91,7 +91,7 @@ GSALIGN_INLINE void evaluate_all(
   points.block(0, begin, &at);
   logarithm_rows<kBytes>(spline.control_points, spline.points, at, rows);
   for (std::int64_t b = 0; b < batch; ++b) {
-    evaluate_block<kBytes, true, R>(spline, at, rows, values);
+    evaluate_block<kBytes, Rows::read, R>(spline, at, rows, values);
     write_points(
         out + (b * points.count + begin) * spline.columns, values, at.count, spline.columns);
     spline.coefficients += (spline.points + 3) * spline.columns;

@@ -27,6 +27,7 @@ constexpr std::int64_t kChunks = 4;
 constexpr std::int64_t kBlocksAhead = 4;  // that are fetched before they are needed
 
 constexpr std::int64_t kStretches = 16;  // of a block, whose sums are in flight at once
+constexpr std::int64_t kTogether = 4;    // channels whose sums are, too
 
 struct Settings {
   std::int64_t batch, channels, height, width;  // of the input
@@ -149,13 +150,24 @@ GSALIGN_INLINE void sample_block(
   }
 }
 
-// Where a block of output pixels reads: four pixels each (first index y, second x), their weights,
-// and which of them count.
+// A mask's choice: bits of `yes` where it is set.
+template <typename V, typename I>
+GSALIGN_INLINE V chosen(const I& mask, const V& yes, const V& no) {
+  return bit_cast<V>((bit_cast<I>(yes) & mask) | (bit_cast<I>(no) & ~mask));
+}
+
+// Where a block of output pixels reads. The two pixels that one reads of a row are neighbours: a
+// pair, that can be moved by one access. It lies inside the image, so at its sides it may be one
+// off, and one of its pixels does not count. Arrays of pairs have left and right in turn; [0] is
+// the upper row, [1] the lower one.
 template <typename R>
 struct alignas(64) TapBlock {
   AxisBlock<R> x, y;
-  R weight[4][kPointBlock];
-  Index<R> counts[4][kPointBlock];
+  Index<R> left[kPointBlock];  // column of the pair
+  R weight[2][2 * kPointBlock];
+  Index<R> counts[2][2 * kPointBlock];
+  R left_weight[kPointBlock], right_weight[kPointBlock];  // along x, and their derivatives
+  R left_slope[kPointBlock], right_slope[kPointBlock];
   std::int64_t count;
   bool whole;  // all pixels of all taps count
 
@@ -164,28 +176,44 @@ struct alignas(64) TapBlock {
     using V = Vector<R, kBytes>;
     using I = typename detail::VectorOf<R, kBytes>::Mask;
     constexpr std::int64_t kLength = kVectorLength<R, kBytes>;
+    constexpr int kSign = 8 * sizeof(R) - 1;
     count = count_;
     sample_block<kBytes>(grid, s.width, s, &x);
     sample_block<kBytes>(grid + kPointBlock, s.height, s, &y);
     I all = I{} - 1;
+    const V one = V{} + R(1);
+    const I last = I{} + static_cast<Index<R>>(std::max<std::int64_t>(s.width - 2, 0));
     for (std::int64_t n = 0; n < kPointBlock; n += kLength) {
-      const V fx = load_vector<R, kBytes>(x.fraction + n);
-      const V fy = load_vector<R, kBytes>(y.fraction + n);
-      store_vector(weight[0] + n, (R(1) - fx) * (R(1) - fy));
-      store_vector(weight[1] + n, fx * (R(1) - fy));
-      store_vector(weight[2] + n, (R(1) - fx) * fy);
-      store_vector(weight[3] + n, fx * fy);
-      const auto counted_at = [&](const Index<R>* from) GSALIGN_VECTOR_BODY {
+      const auto take = [&](const R* from)
+                            GSALIGN_VECTOR_BODY { return load_vector<R, kBytes>(from + n); };
+      const auto take_index = [&](const Index<R>* from) GSALIGN_VECTOR_BODY {
         I result;
         std::memcpy(&result, from + n, sizeof result);
         return result;
       };
-      const I x0 = counted_at(x.first_counts), x1 = counted_at(x.next_counts);
-      const I y0 = counted_at(y.first_counts), y1 = counted_at(y.next_counts);
-      store_vector(counts[0] + n, x0 & y0);
-      store_vector(counts[1] + n, x1 & y0);
-      store_vector(counts[2] + n, x0 & y1);
-      store_vector(counts[3] + n, x1 & y1);
+      const V fx = take(x.fraction), fy = take(y.fraction);
+      const I first = take_index(x.first), pair = first > last ? last : first;
+      const I x0 = take_index(x.first_counts), x1 = take_index(x.next_counts);
+      const I y0 = take_index(y.first_counts), y1 = take_index(y.next_counts);
+      const I after = (pair - first) >> kSign, before = x1 & ~x0;  // the pair is one off
+      const I counts_left = (x0 & ~after) | before, counts_right = x0 & (after | x1);
+      const V weight_left = chosen<V>(before, fx, one - fx);
+      const V weight_right = chosen<V>(after, one - fx, fx);
+      store_vector(left + n, pair);
+      store_vector(left_weight + n, weight_left);
+      store_vector(right_weight + n, weight_right);
+      store_vector(left_slope + n, chosen<V>(before, one, -one));
+      store_vector(right_slope + n, chosen<V>(after, -one, one));
+      const auto set_row = [&](int row, const V& by, const I& counted) GSALIGN_VECTOR_BODY {
+        const V l = weight_left * by, r = weight_right * by;
+        store_vector(weight[row] + 2 * n, interleaved<0, R>(l, r));
+        store_vector(weight[row] + 2 * n + kLength, interleaved<1, R>(l, r));
+        const I cl = counts_left & counted, cr = counts_right & counted;
+        store_vector(counts[row] + 2 * n, interleaved<0, R>(cl, cr));
+        store_vector(counts[row] + 2 * n + kLength, interleaved<1, R>(cl, cr));
+      };
+      set_row(0, one - fy, y0);
+      set_row(1, fy, y1);
       all &= x0 & y0 & x1 & y1;
     }
     whole = true;
@@ -194,42 +222,53 @@ struct alignas(64) TapBlock {
     }
   }
 
-  // A pixel's value, or zero where it does not count: an infinity outside must not become a NaN.
-  GSALIGN_INLINE R counted(R value, int corner, std::int64_t n) const {
-    return bit_cast<R>(bit_cast<Index<R>>(value) & counts[corner][n]);
-  }
-};
-
-// Steps between rows and columns of values, the taps of a block as offsets by them.
-template <typename R>
-struct alignas(64) Offsets {
-  std::int64_t row, column;
-  Index<R> upper[kPointBlock], lower[kPointBlock], left[kPointBlock], right[kPointBlock];
-
-  template <int kBytes>
-  GSALIGN_INLINE void set(const TapBlock<R>& taps, std::int64_t row_, std::int64_t column_) {
-    row = row_;
-    column = column_;
-    const Index<R> by_row = static_cast<Index<R>>(row_), by_column = static_cast<Index<R>>(column_);
-    for (std::int64_t n = 0; n < kPointBlock; ++n) {
-      upper[n] = taps.y.first[n] * by_row;
-      lower[n] = taps.y.next[n] * by_row;
-      left[n] = taps.x.first[n] * by_column;
-      right[n] = taps.x.next[n] * by_column;
+  // A vector of values of pairs, zero where they do not count: an infinity outside must not become
+  // a NaN.
+  template <bool kWhole, typename V>
+  GSALIGN_INLINE V counted(const V& value, int row, std::int64_t at) const {
+    if constexpr (kWhole) {
+      return value;
+    } else {
+      typename detail::VectorOf<R, sizeof(V)>::Mask mask;
+      std::memcpy(&mask, counts[row] + at, sizeof mask);
+      return bit_cast<V>(bit_cast<decltype(mask)>(value) & mask);
     }
   }
+};
 
-  GSALIGN_INLINE std::int64_t first(std::int64_t n) const {
-    return std::int64_t(upper[n]) + left[n];
-  }
-  GSALIGN_INLINE void all(std::int64_t n, std::int64_t out[4]) const {
-    const std::int64_t top = upper[n], bottom = lower[n];
-    out[0] = top + left[n];
-    out[1] = top + right[n];
-    out[2] = bottom + left[n];
-    out[3] = bottom + right[n];
+// The pairs of a block as offsets into values with these steps between rows and columns.
+template <typename R>
+struct alignas(64) Offsets {
+  std::int64_t column;  // from left to right
+  Index<R> row[2][kPointBlock];
+
+  GSALIGN_INLINE void set(
+      const Settings& s, const TapBlock<R>& taps, std::int64_t by_row, std::int64_t by_column) {
+    column = s.width > 1 ? by_column : 0;
+    const auto down = static_cast<Index<R>>(by_row), across = static_cast<Index<R>>(by_column);
+    for (std::int64_t n = 0; n < kPointBlock; ++n) {
+      const Index<R> left = taps.left[n] * across;
+      row[0][n] = taps.y.first[n] * down + left;
+      row[1][n] = taps.y.next[n] * down + left;
+    }
   }
 };
+
+// A vector of pairs. kNeighbours: left and right lie side by side, one load fetches both.
+template <int kBytes, bool kNeighbours, typename T, typename R = Compute<T>>
+GSALIGN_INLINE Vector<R, kBytes> load_pairs(
+    const T* plane, const Index<R>* offsets, std::int64_t column) {
+  if constexpr (kNeighbours && std::is_same_v<T, float>) {
+    typedef double Pair __attribute__((aligned(4), may_alias));
+    return (Vector<float, kBytes>)vector_of<double, kBytes>(
+        [&](int i) GSALIGN_VECTOR_BODY -> double {
+          return *reinterpret_cast<const Pair*>(plane + offsets[i]);
+        });
+  } else {
+    return vector_of<R, kBytes>(
+        [&](int i) GSALIGN_VECTOR_BODY { return load(plane[offsets[i / 2] + (i % 2) * column]); });
+  }
+}
 
 struct Arguments {
   Settings settings;
@@ -296,29 +335,49 @@ Arguments checked_arguments(
 // ---- forward ----
 
 // One channel of a block.
-template <typename T, typename R = Compute<T>>
+template <int kBytes, bool kWhole, bool kNeighbours, typename T, typename R = Compute<T>>
 GSALIGN_INLINE void sample_channel(
-    const TapBlock<R>& taps, const Offsets<R>& offsets, std::int64_t column, const T* plane,
-    T* __restrict to) {
-  const std::int64_t row = offsets.row;
-  if (taps.whole) {
-    for (std::int64_t n = 0; n < taps.count; ++n) {
-      const T* at = plane + offsets.first(n);
-      const R upper = taps.weight[0][n] * load(at[0]) + taps.weight[1][n] * load(at[column]);
-      const R lower =
-          taps.weight[2][n] * load(at[row]) + taps.weight[3][n] * load(at[row + column]);
-      to[n] = store<T>(upper + lower);
-    }
-    return;
+    const TapBlock<R>& taps, const Offsets<R>& offsets, const T* plane, T* __restrict to) {
+  using V = Vector<R, kBytes>;
+  constexpr std::int64_t kLength = kVectorLength<R, kBytes>;
+  alignas(64) R short_or_half[kPointBlock];
+  R* out = short_or_half;
+  if constexpr (std::is_same_v<T, R>) {
+    out = taps.count == kPointBlock ? to : out;
   }
-  for (std::int64_t n = 0; n < taps.count; ++n) {
-    std::int64_t at[4];
-    offsets.all(n, at);
-    R part[4];
-    for (int corner = 0; corner < 4; ++corner) {
-      part[corner] = taps.weight[corner][n] * taps.counted(load(plane[at[corner]]), corner, n);
+  for (std::int64_t n = 0; n < kPointBlock; n += kLength) {
+    V sum[2];
+    for (int half = 0; half < 2; ++half) {
+      const std::int64_t at = n + half * (kLength / 2);
+      V part[2];
+      for (int row = 0; row < 2; ++row) {
+        const V value =
+            load_pairs<kBytes, kNeighbours>(plane, offsets.row[row] + at, offsets.column);
+        part[row] = load_vector<R, kBytes>(taps.weight[row] + 2 * at) *
+                    taps.template counted<kWhole>(value, row, 2 * at);
+      }
+      sum[half] = part[0] + part[1];
     }
-    to[n] = store<T>((part[0] + part[1]) + (part[2] + part[3]));
+    store_vector(out + n, every_other<0, R>(sum[0], sum[1]) + every_other<1, R>(sum[0], sum[1]));
+  }
+  if (out == short_or_half) {
+    for (std::int64_t n = 0; n < taps.count; ++n) {
+      to[n] = store<T>(out[n]);
+    }
+  }
+}
+
+// Calls function(whole, neighbours), two constants, for the block and the image at hand.
+template <typename R, typename Function>
+GSALIGN_INLINE void with_layout(
+    const TapBlock<R>& taps, const Offsets<R>& offsets, const Function& function) {
+  const bool neighbours = offsets.column == 1;
+  if (taps.whole && neighbours) {
+    function(std::true_type{}, std::true_type{});
+  } else if (neighbours) {
+    function(std::false_type{}, std::true_type{});
+  } else {
+    function(std::false_type{}, std::false_type{});
   }
 }
 
@@ -333,23 +392,32 @@ GSALIGN_INLINE void fetch_ahead(const T* at) {
   }
 }
 
+// The same along the lower row of the pairs, which bends with the warp.
+template <bool kWritten, typename T, typename R>
+GSALIGN_INLINE void fetch_ahead(const T* plane, const Offsets<R>& pairs) {
+  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t n = 0; n < kPointBlock; n += kLine) {
+    __builtin_prefetch(plane + pairs.row[1][n] + kBlocksAhead * kPointBlock, kWritten ? 1 : 0, 3);
+  }
+  __builtin_prefetch(
+      plane + pairs.row[1][kPointBlock - 1] + kBlocksAhead * kPointBlock, kWritten ? 1 : 0, 3);
+}
+
 template <int kBytes, typename T, typename R = Compute<T>>
 GSALIGN_INLINE void sample_pixels(
     const Settings& s, const Image<T>& image, const TapBlock<R>& taps, std::int64_t sample,
     std::int64_t begin, T* out) {
   Offsets<R> offsets;
-  offsets.template set<kBytes>(taps, image.row, image.column);
-  for (std::int64_t c = 0; c < s.channels; ++c) {
-    const T* plane = image.data + sample * image.batch + c * image.channel;
-    T* to = out + (sample * s.channels + c) * s.pixels() + begin;
-    fetch_ahead<false>(plane + offsets.first(0));
-    fetch_ahead<true>(to);
-    if (image.column == 1) {  // known to the compiler
-      sample_channel(taps, offsets, 1, plane, to);
-    } else {
-      sample_channel(taps, offsets, image.column, plane, to);
+  offsets.set(s, taps, image.row, image.column);
+  with_layout(taps, offsets, [&](auto whole, auto neighbours) GSALIGN_VECTOR_BODY {
+    for (std::int64_t c = 0; c < s.channels; ++c) {
+      const T* plane = image.data + sample * image.batch + c * image.channel;
+      T* to = out + (sample * s.channels + c) * s.pixels() + begin;
+      fetch_ahead<false>(plane, offsets);
+      fetch_ahead<true>(to);
+      sample_channel<kBytes, whole(), neighbours()>(taps, offsets, plane, to);
     }
-  }
+  });
 }
 
 // One block of one sample.
@@ -361,7 +429,7 @@ GSALIGN_INLINE void forward_one(
   at.set_pixels(
       begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width, s.align_corners);
   alignas(64) R grid[2 * kPointBlock];
-  tps::evaluate_block<kBytes, false, R>(spline, at, nullptr, grid);
+  tps::evaluate_block<kBytes, tps::Rows::none, R>(spline, at, nullptr, grid);
   TapBlock<R> taps;
   taps.template set<kBytes>(s, grid, at.count);
   sample_pixels<kBytes>(s, image, taps, sample, begin, out);
@@ -378,7 +446,7 @@ GSALIGN_INLINE void forward_all(
   tps::logarithm_rows<kBytes>(spline.control_points, spline.points, at, rows);
   for (std::int64_t b = 0; b < s.batch; ++b) {
     alignas(64) R grid[2 * kPointBlock];
-    tps::evaluate_block<kBytes, true, R>(spline, at, rows, grid);
+    tps::evaluate_block<kBytes, tps::Rows::read, R>(spline, at, rows, grid);
     TapBlock<R> taps;
     taps.template set<kBytes>(s, grid, at.count);
     sample_pixels<kBytes>(s, image, taps, b, begin, out);
@@ -413,68 +481,103 @@ void forward(const Arguments& arguments, T* out) {
 
 // ---- backward ----
 
-// One channel of a block: adds to the image's gradient `sums` [plane], and to the gradient by
-// position, without its slope, `gx`, `gy`.
-//
-// Neighbouring pixels add to the same places, each sum waiting for the one before: four stretches
-// of the block are taken in turn, so that their sums wait side by side.
-template <int kBytes, typename T, typename R = Compute<T>>
+// What of a block's gradient is summed up over the channels: <dY, X> for the pairs of both rows.
+template <typename R>
+struct alignas(64) Dots {
+  R row[2][2 * kPointBlock] = {};
+
+  // The gradient by position, without its slope.
+  template <int kBytes>
+  GSALIGN_INLINE void by_position(const TapBlock<R>& taps, R* gx, R* gy) const {
+    using V = Vector<R, kBytes>;
+    constexpr std::int64_t kLength = kVectorLength<R, kBytes>;
+    for (std::int64_t n = 0; n < kPointBlock; n += kLength) {
+      const auto take = [&](const R* from)
+                            GSALIGN_VECTOR_BODY { return load_vector<R, kBytes>(from + n); };
+      V across[2], along[2];
+      for (int i = 0; i < 2; ++i) {
+        const V first = take(row[i] + n), second = take(row[i] + n + kLength);
+        const V left = every_other<0, R>(first, second), right = every_other<1, R>(first, second);
+        across[i] = take(taps.left_slope) * left + take(taps.right_slope) * right;
+        along[i] = take(taps.left_weight) * left + take(taps.right_weight) * right;
+      }
+      const V fy = take(taps.y.fraction);
+      store_vector(gx + n, (R(1) - fy) * across[0] + fy * across[1]);
+      store_vector(gy + n, along[1] - along[0]);
+    }
+    std::fill(gx + taps.count, gx + kPointBlock, R(0));  // of a short block, nothing
+    std::fill(gy + taps.count, gy + kPointBlock, R(0));
+  }
+};
+
+// One channel of a block: adds to `dots`, and sets the shares of the image's gradient.
+template <int kBytes, bool kWhole, bool kNeighbours, typename T, typename R = Compute<T>>
 GSALIGN_INLINE void backward_channel(
-    const TapBlock<R>& taps, const Offsets<R>& offsets, std::int64_t column,
-    const Offsets<R>& places, const T* plane, const T* gradient, R* sums, R* gx, R* gy) {
+    const TapBlock<R>& taps, const Offsets<R>& offsets, const T* plane, const T* gradient,
+    Dots<R>* dots, R (*share)[2 * kPointBlock]) {
   using V = Vector<R, kBytes>;
   constexpr std::int64_t kLength = kVectorLength<R, kBytes>;
-  alignas(64) R g[kPointBlock], share[4][kPointBlock], value[4][kPointBlock] = {};
+  alignas(64) R short_or_half[kPointBlock];
+  const R* g = short_or_half;
   if (taps.count < kPointBlock) {
-    std::fill_n(g, kPointBlock, R(0));
-    for (std::int64_t n = 0; n < taps.count; ++n) {
-      g[n] = load(gradient[n]);
+    for (std::int64_t n = 0; n < kPointBlock; ++n) {
+      short_or_half[n] = n < taps.count ? load(gradient[n]) : R(0);
     }
+  } else if constexpr (std::is_same_v<T, R>) {
+    g = gradient;
   } else {
     for (std::int64_t n = 0; n < kPointBlock; ++n) {
-      g[n] = load(gradient[n]);
-    }
-  }
-  for (int corner = 0; corner < 4; ++corner) {
-    for (std::int64_t n = 0; n < kPointBlock; n += kLength) {
-      store_vector(
-          share[corner] + n,
-          load_vector<R, kBytes>(taps.weight[corner] + n) * load_vector<R, kBytes>(g + n));
-    }
-  }
-  const std::int64_t row = offsets.row, width = places.row;
-  constexpr std::int64_t kStretch = kPointBlock / kStretches;
-  for (std::int64_t i = 0; i < kStretch; ++i) {
-    for (std::int64_t n = i; n < taps.count; n += kStretch) {
-      if (taps.whole) {
-        const T* at = plane + offsets.first(n);
-        value[0][n] = load(at[0]);
-        value[1][n] = load(at[column]);
-        value[2][n] = load(at[row]);
-        value[3][n] = load(at[row + column]);
-        R* to = sums + places.first(n);
-        to[0] += share[0][n];
-        to[1] += share[1][n];
-        to[width] += share[2][n];
-        to[width + 1] += share[3][n];
-      } else {
-        std::int64_t at[4], to[4];
-        offsets.all(n, at);
-        places.all(n, to);
-        for (int corner = 0; corner < 4; ++corner) {
-          value[corner][n] = taps.counted(load(plane[at[corner]]), corner, n);
-          sums[to[corner]] += taps.counted(share[corner][n], corner, n);
-        }
-      }
+      short_or_half[n] = load(gradient[n]);
     }
   }
   for (std::int64_t n = 0; n < kPointBlock; n += kLength) {
-    const auto take = [&](const R* from)
-                          GSALIGN_VECTOR_BODY { return load_vector<R, kBytes>(from + n); };
-    const V fx = take(taps.x.fraction), fy = take(taps.y.fraction), by = take(g);
-    const V v0 = take(value[0]), v1 = take(value[1]), v2 = take(value[2]), v3 = take(value[3]);
-    store_vector(gx + n, take(gx) + by * ((R(1) - fy) * (v1 - v0) + fy * (v3 - v2)));
-    store_vector(gy + n, take(gy) + by * ((R(1) - fx) * (v2 - v0) + fx * (v3 - v1)));
+    const V both = load_vector<R, kBytes>(g + n);
+    const V twice[2] = {interleaved<0, R>(both, both), interleaved<1, R>(both, both)};
+    for (int half = 0; half < 2; ++half) {
+      const std::int64_t at = n + half * (kLength / 2);
+      for (int row = 0; row < 2; ++row) {
+        const V value =
+            load_pairs<kBytes, kNeighbours>(plane, offsets.row[row] + at, offsets.column);
+        R* dot = dots->row[row] + 2 * at;
+        store_vector(
+            dot, load_vector<R, kBytes>(dot) +
+                     twice[half] * taps.template counted<kWhole>(value, row, 2 * at));
+        const V part = load_vector<R, kBytes>(taps.weight[row] + 2 * at) * twice[half];
+        store_vector(share[row] + 2 * at, taps.template counted<kWhole>(part, row, 2 * at));
+      }
+    }
+  }
+}
+
+// Adds the shares of a few channels to the image's gradient `sums` [channels, plane].
+//
+// Neighbouring pixels add to the same places, each sum waiting for the one before until it has left
+// for the cache: so stretches of the block are taken in turn, and the channels side by side.
+template <int kChannels, bool kNeighbours, typename R>
+GSALIGN_INLINE void scatter(
+    const Offsets<R>& places, std::int64_t count, std::int64_t plane,
+    const R (*share)[2][2 * kPointBlock], R* sums) {
+  constexpr std::int64_t kStretch = kPointBlock / kStretches;
+  for (std::int64_t i = 0; i < kStretch; ++i) {
+    for (std::int64_t n = i; n < count; n += kStretch) {
+      for (int row = 0; row < 2; ++row) {
+        R* to = sums + places.row[row][n];
+        for (int c = 0; c < kChannels; ++c, to += plane) {
+          const R* part = share[c][row] + 2 * n;
+          if constexpr (kNeighbours) {
+            typedef R Pair __attribute__((vector_size(2 * sizeof(R))));
+            Pair sum, more;
+            std::memcpy(&sum, to, sizeof sum);
+            std::memcpy(&more, part, sizeof more);
+            sum += more;
+            std::memcpy(to, &sum, sizeof sum);
+          } else {
+            to[0] += part[0];
+            to[places.column] += part[1];
+          }
+        }
+      }
+    }
   }
 }
 
@@ -484,6 +587,7 @@ GSALIGN_INLINE void backward_blocks(
     const Settings& s, const Image<T>& image, const tps::Spline<R>& spline, std::int64_t sample,
     std::int64_t first, std::int64_t last, const T* gradient, R* sums, double* totals) {
   tps::SplineGradient<R, kBytes> of_spline(s.points, 2, totals);
+  const Scratch<R> rows(s.points * kPointBlock);
   for (std::int64_t block = first; block < last; ++block) {
     const std::int64_t begin = block * kPointBlock;
     tps::PointBlock<R> at;
@@ -491,30 +595,54 @@ GSALIGN_INLINE void backward_blocks(
         begin, std::min(kPointBlock, s.pixels() - begin), s.out_height, s.out_width,
         s.align_corners);
     alignas(64) R grid[2 * kPointBlock];
-    tps::evaluate_block<kBytes, false, R>(spline, at, nullptr, grid);
+    tps::evaluate_block<kBytes, tps::Rows::written, R>(spline, at, rows.data(), grid);
     TapBlock<R> taps;
     taps.template set<kBytes>(s, grid, at.count);
-    alignas(64) R by_position[2 * kPointBlock] = {};
+    Dots<R> dots;
     Offsets<R> offsets, places;
-    offsets.template set<kBytes>(taps, image.row, image.column);
-    places.template set<kBytes>(taps, s.width, 1);
-    for (std::int64_t c = 0; c < s.channels; ++c) {
-      const T* plane = image.data + sample * image.batch + c * image.channel;
-      const T* from = gradient + (sample * s.channels + c) * s.pixels() + begin;
-      R* to = sums + c * s.plane();
-      fetch_ahead<false>(plane + offsets.first(0));
-      fetch_ahead<false>(from);
-      fetch_ahead<true>(to + places.first(0));
-      R *gx = by_position, *gy = by_position + kPointBlock;
-      if (image.column == 1) {
-        backward_channel<kBytes>(taps, offsets, 1, places, plane, from, to, gx, gy);
-      } else {
-        backward_channel<kBytes>(taps, offsets, image.column, places, plane, from, to, gx, gy);
+    offsets.set(s, taps, image.row, image.column);
+    places.set(s, taps, s.width, 1);
+    for (std::int64_t first = 0; first < s.channels; first += kTogether) {
+      const std::int64_t channels = std::min(kTogether, s.channels - first);
+      R* to = sums + first * s.plane();
+      alignas(64) R share[kTogether][2][2 * kPointBlock];
+      with_layout(taps, offsets, [&](auto whole, auto neighbours) GSALIGN_VECTOR_BODY {
+        for (std::int64_t c = 0; c < channels; ++c) {
+          const T* plane = image.data + sample * image.batch + (first + c) * image.channel;
+          const T* from = gradient + (sample * s.channels + first + c) * s.pixels() + begin;
+          fetch_ahead<false>(plane, offsets);
+          fetch_ahead<false>(from);
+          fetch_ahead<true>(to + c * s.plane(), places);
+          backward_channel<kBytes, whole(), neighbours()>(
+              taps, offsets, plane, from, &dots, share[c]);
+        }
+      });
+      const auto scatter_all = [&](auto together) GSALIGN_VECTOR_BODY {
+        if (s.width > 1) {
+          scatter<together(), true>(places, at.count, s.plane(), share, to);
+        } else {
+          scatter<together(), false>(places, at.count, s.plane(), share, to);
+        }
+      };
+      switch (channels) {
+        case 1:
+          scatter_all(std::integral_constant<int, 1>{});
+          break;
+        case 2:
+          scatter_all(std::integral_constant<int, 2>{});
+          break;
+        case 3:
+          scatter_all(std::integral_constant<int, 3>{});
+          break;
+        default:
+          scatter_all(std::integral_constant<int, 4>{});
       }
     }
     if (s.mode == Mode::nearest) {
       continue;  // a step function of the position: no gradient
     }
+    alignas(64) R by_position[2 * kPointBlock];
+    dots.template by_position<kBytes>(taps, by_position, by_position + kPointBlock);
     for (std::int64_t n = 0; n < kPointBlock; ++n) {
       // Where clamped, not even a NaN passes.
       const R x = by_position[n] * taps.x.slope[n];
@@ -522,7 +650,7 @@ GSALIGN_INLINE void backward_blocks(
       by_position[n] = taps.x.slope[n] != R(0) ? x : R(0);
       by_position[kPointBlock + n] = taps.y.slope[n] != R(0) ? y : R(0);
     }
-    of_spline.template add<false>(spline, at, by_position, nullptr, nullptr);
+    of_spline.template add<false, true>(spline, at, by_position, nullptr, nullptr, rows.data());
   }
   of_spline.flush();
 }

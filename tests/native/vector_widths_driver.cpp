@@ -103,9 +103,9 @@ GSALIGN_INLINE void check_block(int points, int columns, int* checks) {
   const Spline<R> spline{coefficients.data(), control.data(), points, columns};
   const Scratch<R> values(columns * kPointBlock), again(columns * kPointBlock),
       rows(points * kPointBlock), gradient(columns * kPointBlock);
-  evaluate_block<kBytes, false, R>(spline, at, nullptr, values.data());
+  evaluate_block<kBytes, Rows::none, R>(spline, at, nullptr, values.data());
   logarithm_rows<kBytes>(control.data(), points, at, rows.data());
-  evaluate_block<kBytes, true, R>(spline, at, rows.data(), again.data());
+  evaluate_block<kBytes, Rows::read, R>(spline, at, rows.data(), again.data());
   const double tolerance = sizeof(R) == 8 ? 1e-12 : 2e-5;
   const auto radial = [](double r2) { return 0.5 * r2 * std::log(std::max(r2, 1e-8)); };
   const std::int64_t numbers = (points + 3) * columns + 2 * points;
