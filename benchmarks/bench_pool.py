@@ -53,7 +53,7 @@ def _pool(choice: Choice, batch: int, parts: int, dtype: torch.dtype) -> Case:
 
     def plain(tensors: Tensors) -> Outputs:
         return reference_pool.masked_part_pool(
-            tensors["tokens"], tensors["masks"], 0, "weighted_mean", None, EPS
+            tensors["tokens"], tensors["masks"], 0, "weighted_mean", None, False, "continuous", EPS
         )
 
     half = dtype != torch.float32

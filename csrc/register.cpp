@@ -40,16 +40,18 @@ STABLE_TORCH_LIBRARY(gsalign, m) {
       " int mode, int padding_mode, bool align_corners) -> (Tensor, Tensor, Tensor)");
 
   // Masked part pooling. mode: 0 weighted mean, 1 mean, 2 max. activation: 0 none, 1 softmax over
-  // the parts, 2 sigmoid. `totals` are the sums of the weights, `peaks` the positions of the
-  // visibilities, `winners` the positions of the maxima (empty but in mode 2).
+  // the channels of the masks, 2 sigmoid. background: channel 0 of the masks is no part.
+  // visibility: 0 continuous, 1 binary. `totals` are the sums of the weights, `peaks` the positions
+  // of continuous visibilities (-1: none, binary ones have no gradient), `winners` the positions of
+  // the maxima (empty but in mode 2).
   m.def(
       "masked_part_pool(Tensor tokens, Tensor masks, int prefix, int mode, int activation,"
-      " float eps) -> (Tensor pooled, Tensor visibility, Tensor totals, Tensor peaks,"
-      " Tensor winners)");
+      " bool background, int visibility, float eps) -> (Tensor pooled, Tensor visibility,"
+      " Tensor totals, Tensor peaks, Tensor winners)");
   m.def(
       "masked_part_pool_backward(Tensor grad_pooled, Tensor grad_visibility, Tensor tokens,"
-      " Tensor masks, Tensor pooled, Tensor totals, Tensor peaks, Tensor winners, int prefix,"
-      " int mode, int activation, float eps) -> (Tensor, Tensor)");
+      " Tensor masks, Tensor totals, Tensor peaks, Tensor winners, int prefix, int mode,"
+      " int activation, bool background, float eps) -> (Tensor, Tensor)");
 
   // Masked prototype alignment. `means` are each sample's class means, kept for the backward pass.
   m.def(

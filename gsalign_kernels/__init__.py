@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gsalign_kernels.backends import KernelReport, kernel_report, use_kernels
 from gsalign_kernels.errors import KernelUnavailableError
-from gsalign_kernels.pool import masked_part_pool
+from gsalign_kernels.pool import masked_part_pool, stripe_masks
 from gsalign_kernels.prototype import masked_prototype_loss
 from gsalign_kernels.tps import (
     TpsSolution,
@@ -27,6 +27,7 @@ __all__ = [
     "kernel_report",
     "masked_part_pool",
     "masked_prototype_loss",
+    "stripe_masks",
     "tps_basis",
     "tps_evaluate",
     "tps_grid",

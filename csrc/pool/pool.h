@@ -14,6 +14,7 @@ namespace gsalign::pool {
 
 enum class Mode : int { kWeightedMean = 0, kMean = 1, kMax = 2 };
 enum class Activation : int { kNone = 0, kSoftmax = 1, kSigmoid = 2 };
+enum class Visibility : int { kContinuous = 0, kBinary = 1 };
 
 // exp(x) without branches, tables or calls, so that loops over it vectorise; within 1.2 units in
 // the last place. Below -87.33 it is exactly 0 (a logit of -infinity hides a part completely),

@@ -45,7 +45,8 @@ constexpr int kTile = 8;    // sums that are kept in registers together
 
 struct Shape {
   std::int64_t batch, parts, positions, channels, prefix;
-  bool shared;  // masks [P, N] instead of [B, P, N]
+  bool shared;      // masks [P, N] instead of [B, P, N]
+  bool background;  // channel 0 of the masks comes before the parts and is none
   Mode mode;
   Activation activation;
   double eps;
@@ -53,14 +54,19 @@ struct Shape {
   std::int64_t tokens() const { return prefix + positions; }
   std::int64_t chunks() const { return ceil_div(channels, kPoolChunk); }
   std::int64_t mask_sets() const { return shared ? 1 : batch; }
-  std::int64_t mask_size() const { return parts * positions; }
-  // Where a sample's masks begin.
-  std::int64_t mask_offset(std::int64_t sample) const { return shared ? 0 : sample * mask_size(); }
+  std::int64_t mask_channels() const { return parts + (background ? 1 : 0); }
+  std::int64_t set_size() const { return mask_channels() * positions; }
+  std::int64_t part_size() const { return parts * positions; }
+  // Where a sample's masks begin, and where those of its parts do.
+  std::int64_t set_offset(std::int64_t sample) const { return shared ? 0 : sample * set_size(); }
+  std::int64_t part_offset(std::int64_t sample) const {
+    return set_offset(sample) + set_size() - part_size();
+  }
 };
 
 Shape checked_shape(
     const Tensor& tokens, const Tensor& masks, std::int64_t prefix, std::int64_t mode,
-    std::int64_t activation, double eps) {
+    std::int64_t activation, bool background, double eps) {
   check_shape("tokens", tokens, {-1, -1, -1});
   STD_TORCH_CHECK(
       0 <= prefix && prefix <= tokens.size(1), "prefix: wanted 0 to ", tokens.size(1), ", got ",
@@ -75,6 +81,7 @@ Shape checked_shape(
   shape.channels = tokens.size(2);
   shape.prefix = prefix;
   shape.shared = masks.dim() == 2;
+  shape.background = background;
   shape.mode = static_cast<Mode>(mode);
   shape.activation = static_cast<Activation>(activation);
   shape.eps = eps;
@@ -86,7 +93,8 @@ Shape checked_shape(
   } else {
     check_shape("masks", masks, {shape.batch, -1, shape.positions});
   }
-  shape.parts = masks.size(masks.dim() - 2);
+  shape.parts = masks.size(masks.dim() - 2) - (background ? 1 : 0);
+  STD_TORCH_CHECK(shape.parts >= 0, "masks: wanted a channel of background, got none");
   check_type("masks", masks, compute_type(tokens.scalar_type()));
   return shape;
 }
@@ -292,10 +300,10 @@ GSALIGN_CLONES static void softmax_backward(
 template <typename S>
 void activation_backward(const Shape& shape, S* grad, const S* weights) {
   if (shape.activation == Activation::kSigmoid) {
-    sigmoid_backward(grad, weights, shape.mask_size());
+    sigmoid_backward(grad, weights, shape.set_size());
   } else if (shape.activation == Activation::kSoftmax) {
     const Scratch<S> mean(shape.positions);
-    softmax_backward(grad, weights, mean.data(), shape.parts, shape.positions);
+    softmax_backward(grad, weights, mean.data(), shape.mask_channels(), shape.positions);
   }
 }
 
@@ -327,20 +335,20 @@ template <typename S>
 class Weights {
  public:
   Weights(const Shape& shape, const S* masks)
-      : made_(shape.activation == Activation::kNone ? 0 : shape.mask_sets() * shape.mask_size()),
+      : made_(shape.activation == Activation::kNone ? 0 : shape.mask_sets() * shape.set_size()),
         data_(shape.activation == Activation::kNone ? masks : made_.data()) {
     if (shape.activation == Activation::kNone) {
       return;
     }
     parallel_for(shape.mask_sets(), [&](std::int64_t set) {
-      S* weights = made_.data() + set * shape.mask_size();
-      const S* logits = masks + set * shape.mask_size();
+      S* weights = made_.data() + set * shape.set_size();
+      const S* logits = masks + set * shape.set_size();
       if (shape.activation == Activation::kSigmoid) {
-        row_sigmoid(weights, logits, shape.mask_size());
+        row_sigmoid(weights, logits, shape.set_size());
       } else {
         const Scratch<S> rows(2 * shape.positions);
         part_softmax(
-            weights, logits, rows.data(), rows.data() + shape.positions, shape.parts,
+            weights, logits, rows.data(), rows.data() + shape.positions, shape.mask_channels(),
             shape.positions);
       }
     });
@@ -432,6 +440,29 @@ void summarize(
     totals[p] = total;
     visibility[p] = largest;
     peaks[p] = static_cast<std::int32_t>(peak);
+  }
+}
+
+// For every part of a mask set whether it leads somewhere: 1 where its weight is the largest of all
+// channels, the first of equal ones, and positive; else 0.
+template <typename S>
+void leading_parts(const Shape& shape, const S* set, S* visibility) {
+  std::fill_n(visibility, shape.parts, S(0));
+  const std::int64_t channels = shape.mask_channels();
+  for (std::int64_t n = 0; n < shape.positions && channels > 0; ++n) {
+    S largest = set[n];
+    std::int64_t leader = 0;
+    for (std::int64_t channel = 1; channel < channels; ++channel) {
+      const S weight = set[channel * shape.positions + n];
+      if (takes_over(weight, largest)) {
+        largest = weight;
+        leader = channel;
+      }
+    }
+    const std::int64_t part = leader - (channels - shape.parts);
+    if (part >= 0 && largest > S(0)) {
+      visibility[part] = S(1);
+    }
   }
 }
 
@@ -556,7 +587,7 @@ void maxima_backward(
   const RowWriter<T> writer(shape);
   const Scratch<S> field(shape.positions * kPoolChunk);
   std::fill_n(field.data(), shape.positions * kPoolChunk, S(0));
-  std::fill_n(share, shape.mask_size(), S(0));
+  std::fill_n(share, shape.part_size(), S(0));
   for (std::int64_t p = 0; p < shape.parts; ++p) {
     const std::int64_t row = p * shape.channels + channel;
     for (std::int64_t c = 0; c < count; ++c) {
@@ -579,10 +610,11 @@ void maxima_backward(
 template <typename S>
 void weights_backward(
     const Shape& shape, const S* shares, const S* weights, const S* totals,
-    const S* grad_visibility, const std::int32_t* peaks, S* grad) {
-  std::fill_n(grad, shape.mask_size(), S(0));
+    const S* grad_visibility, const std::int32_t* peaks, S* set) {
+  std::fill_n(set, shape.set_size(), S(0));
+  S* grad = set + shape.set_size() - shape.part_size();
   for (std::int64_t chunk = 0; chunk < shape.chunks(); ++chunk) {
-    row_add(grad, S(1), shares + chunk * shape.mask_size(), shape.mask_size());
+    row_add(grad, S(1), shares + chunk * shape.part_size(), shape.part_size());
   }
   const S eps = static_cast<S>(shape.eps);
   for (std::int64_t p = 0; p < shape.parts; ++p) {
@@ -604,16 +636,20 @@ void weights_backward(
 
 template <typename T>
 void forward(
-    const Shape& shape, const Rows<T>& rows, const Compute<T>* masks, T* pooled,
+    const Shape& shape, Visibility kind, const Rows<T>& rows, const Compute<T>* masks, T* pooled,
     Compute<T>* visibility, Compute<T>* totals, std::int32_t* peaks, std::int32_t* winners) {
   using S = Compute<T>;
   const Weights<S> weights(shape, masks);
   const std::int64_t parts = shape.parts;
   const bool once = shape.shared && shape.batch > 0;
   parallel_for(once ? 1 : shape.batch, [&](std::int64_t b) {
+    const std::int64_t out = b * parts;
     summarize(
-        shape, weights.data() + shape.mask_offset(b), totals + b * parts, visibility + b * parts,
-        peaks + b * parts);
+        shape, weights.data() + shape.part_offset(b), totals + out, visibility + out, peaks + out);
+    if (kind == Visibility::kBinary) {
+      leading_parts(shape, weights.data() + shape.set_offset(b), visibility + out);
+      std::fill_n(peaks + out, parts, -1);
+    }
   });
   for (std::int64_t b = 1; once && b < shape.batch; ++b) {
     std::copy_n(totals, parts, totals + b * parts);
@@ -624,7 +660,7 @@ void forward(
     const std::int64_t sample = unit / shape.chunks();
     const std::int64_t channel = unit % shape.chunks() * kPoolChunk;
     const std::int64_t out = sample * parts * shape.channels;
-    const S* weight = weights.data() + shape.mask_offset(sample);
+    const S* weight = weights.data() + shape.part_offset(sample);
     if (shape.mode == Mode::kMax) {
       pool_maxima(shape, rows, weight, sample, channel, pooled + out, winners + out);
     } else {
@@ -640,7 +676,7 @@ void backward(
     const std::int32_t* winners, T* grad_tokens, Compute<T>* grad_masks) {
   using S = Compute<T>;
   const Weights<S> weights(shape, masks);
-  const std::int64_t parts = shape.parts, size = shape.mask_size(), chunks = shape.chunks();
+  const std::int64_t parts = shape.parts, size = shape.part_size(), chunks = shape.chunks();
   const Scratch<S> shares(shape.batch * chunks * size);
   parallel_for(shape.batch * chunks, [&](std::int64_t unit) {
     const std::int64_t sample = unit / chunks;
@@ -649,7 +685,7 @@ void backward(
     const std::int64_t out = sample * parts * shape.channels;
     T* head = grad_tokens + sample * shape.tokens() * shape.channels;
     T* map = head + shape.prefix * shape.channels;
-    const S* weight = weights.data() + shape.mask_offset(sample);
+    const S* weight = weights.data() + shape.part_offset(sample);
     S* share = shares.data() + unit * size;
     for (std::int64_t n = 0; n < shape.prefix; ++n) {
       std::memset(head + n * shape.channels + channel, 0, sizeof(T) * count);
@@ -664,25 +700,25 @@ void backward(
     }
   });
 
-  const Scratch<S> by_sample(shape.shared ? shape.batch * size : 0);
+  const std::int64_t set_size = shape.set_size();
+  const Scratch<S> by_sample(shape.shared ? shape.batch * set_size : 0);
   S* grads = shape.shared ? by_sample.data() : grad_masks;
   parallel_for(shape.batch, [&](std::int64_t b) {
-    S* grad = grads + b * size;
-    const S* weight = weights.data() + shape.mask_offset(b);
+    S* grad = grads + b * set_size;
     weights_backward(
-        shape, shares.data() + b * chunks * size, weight, totals + b * parts,
-        grad_visibility + b * parts, peaks + b * parts, grad);
+        shape, shares.data() + b * chunks * size, weights.data() + shape.part_offset(b),
+        totals + b * parts, grad_visibility + b * parts, peaks + b * parts, grad);
     if (!shape.shared) {
-      activation_backward(shape, grad, weight);
+      activation_backward(shape, grad, weights.data() + shape.set_offset(b));
     }
   });
   if (shape.shared) {
     // The activation's derivative is linear in the gradient: once for the whole batch is enough.
-    parallel_for(parts, [&](std::int64_t p) {
+    parallel_for(shape.mask_channels(), [&](std::int64_t p) {
       S* sum = grad_masks + p * shape.positions;
       std::fill_n(sum, shape.positions, S(0));
       for (std::int64_t b = 0; b < shape.batch; ++b) {
-        row_add(sum, S(1), grads + b * size + p * shape.positions, shape.positions);
+        row_add(sum, S(1), grads + b * set_size + p * shape.positions, shape.positions);
       }
     });
     activation_backward(shape, grad_masks, weights.data());
@@ -691,8 +727,11 @@ void backward(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> masked_part_pool(
     const Tensor& tokens, const Tensor& masks, std::int64_t prefix, std::int64_t mode,
-    std::int64_t activation, double eps) {
-  const Shape shape = checked_shape(tokens, masks, prefix, mode, activation, eps);
+    std::int64_t activation, bool background, std::int64_t visibility_kind, double eps) {
+  const Shape shape = checked_shape(tokens, masks, prefix, mode, activation, background, eps);
+  STD_TORCH_CHECK(
+      0 <= visibility_kind && visibility_kind <= 1, "visibility: wanted 0 or 1, got ",
+      visibility_kind);
   const Tensor in = with_contiguous_rows(tokens), masks_in = contiguous(masks);
   const ScalarType type = compute_type(in.scalar_type());
   const Tensor pooled = empty({shape.batch, shape.parts, shape.channels}, in.scalar_type());
@@ -706,26 +745,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> masked_part_pool(
     using T = decltype(kind);
     using S = Compute<T>;
     forward<T>(
-        shape, Rows<T>(in, prefix), data<S>(masks_in), mutable_data<T>(pooled),
-        mutable_data<S>(visibility), mutable_data<S>(totals), mutable_data<std::int32_t>(peaks),
-        mutable_data<std::int32_t>(winners));
+        shape, static_cast<Visibility>(visibility_kind), Rows<T>(in, prefix), data<S>(masks_in),
+        mutable_data<T>(pooled), mutable_data<S>(visibility), mutable_data<S>(totals),
+        mutable_data<std::int32_t>(peaks), mutable_data<std::int32_t>(winners));
   });
   return {pooled, visibility, totals, peaks, winners};
 }
 
 std::tuple<Tensor, Tensor> masked_part_pool_backward(
     const Tensor& grad_pooled, const Tensor& grad_visibility, const Tensor& tokens,
-    const Tensor& masks, const Tensor& pooled, const Tensor& totals, const Tensor& peaks,
-    const Tensor& winners, std::int64_t prefix, std::int64_t mode, std::int64_t activation,
-    double eps) {
-  const Shape shape = checked_shape(tokens, masks, prefix, mode, activation, eps);
+    const Tensor& masks, const Tensor& totals, const Tensor& peaks, const Tensor& winners,
+    std::int64_t prefix, std::int64_t mode, std::int64_t activation, bool background, double eps) {
+  const Shape shape = checked_shape(tokens, masks, prefix, mode, activation, background, eps);
   const ScalarType type = compute_type(tokens.scalar_type());
   check_shape("grad_pooled", grad_pooled, {shape.batch, shape.parts, shape.channels});
   check_type("grad_pooled", grad_pooled, tokens.scalar_type());
   check_shape("grad_visibility", grad_visibility, {shape.batch, shape.parts});
   check_type("grad_visibility", grad_visibility, type);
-  check_shape("pooled", pooled, {shape.batch, shape.parts, shape.channels});
-  check_type("pooled", pooled, tokens.scalar_type());
   check_shape("totals", totals, {shape.batch, shape.parts});
   check_type("totals", totals, type);
   check_shape("peaks", peaks, {shape.batch, shape.parts});
@@ -739,8 +775,10 @@ std::tuple<Tensor, Tensor> masked_part_pool_backward(
                sums = contiguous(totals), peaks_in = contiguous(peaks),
                winners_in = contiguous(winners);
   const Tensor grad_tokens = empty({shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
-  const Tensor grad_masks = shape.shared ? empty({shape.parts, shape.positions}, type)
-                                         : empty({shape.batch, shape.parts, shape.positions}, type);
+  const std::int64_t mask_channels = shape.mask_channels();
+  const Tensor grad_masks = shape.shared
+                                ? empty({mask_channels, shape.positions}, type)
+                                : empty({shape.batch, mask_channels, shape.positions}, type);
   dispatch_features("tokens", in.scalar_type(), [&](auto kind) {
     using T = decltype(kind);
     using S = Compute<T>;

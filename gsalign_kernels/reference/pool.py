@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gsalign_kernels.reference.precision import without_autocast
@@ -17,14 +18,20 @@ def part_weights(masks: Tensor, activation: str | None) -> Tensor:
     return masks
 
 
-def part_visibility(weights: Tensor, activation: str | None) -> Tensor:
-    """Largest weight of each part over the positions: ``[B, P, N] -> [B, P]``.
+def part_visibility(weights: Tensor, background: bool, visibility: str) -> Tensor:
+    """Visibility of each part from the weights of all channels: ``[..., P, N] -> [..., P]``.
 
-    A map of no positions shows nothing: visibility 0.
+    ``continuous`` is a part's largest weight, ``binary`` whether it has the largest positive one
+    of all channels somewhere. A map of no positions shows nothing: visibility 0.
     """
+    parts = weights[..., int(background) :, :]
     if weights.shape[-1] == 0:
-        return weights.sum(dim=-1)
-    return weights.max(dim=-1).values
+        return parts.sum(dim=-1)
+    if visibility == "continuous":
+        return parts.max(dim=-1).values
+    channel = torch.arange(weights.shape[-2], device=weights.device).unsqueeze(1)
+    leads = (weights.argmax(dim=-2, keepdim=True) == channel) & (weights > 0)
+    return leads[..., int(background) :, :].any(dim=-1).to(weights.dtype)
 
 
 def masked_part_pool(
@@ -33,6 +40,8 @@ def masked_part_pool(
     prefix: int,
     mode: str,
     activation: str | None,
+    background: bool,
+    visibility: str,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Pooled ``[B, P, C]`` and visibility ``[B, P]`` of the tokens behind the prefix.
@@ -43,7 +52,8 @@ def masked_part_pool(
     body = tokens[:, prefix:].to(dtype)
     weights = part_weights(masks.to(dtype), activation)
     weights = weights.expand(tokens.shape[0], -1, -1)
-    visibility = part_visibility(weights, activation)
+    seen = part_visibility(weights, background, visibility)
+    weights = weights[:, int(background) :]
     positions = body.shape[1]
     if mode == "max" and positions > 0:
         pooled = (weights.unsqueeze(-1) * body.unsqueeze(1)).max(dim=2).values
@@ -54,4 +64,4 @@ def masked_part_pool(
             pooled = pooled / weights.sum(dim=-1, keepdim=True).clamp(min=eps)
         elif mode == "mean":
             pooled = pooled / max(positions, 1)
-    return pooled.to(tokens.dtype), visibility
+    return pooled.to(tokens.dtype), seen

@@ -21,10 +21,11 @@ from support import (
 from torch import Tensor
 
 import gsalign_kernels as kernels
-from gsalign_kernels.pool import ACTIVATIONS, MODES
+from gsalign_kernels.pool import ACTIVATIONS, MODES, VISIBILITIES
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 CASES = list(itertools.product(MODES, ACTIVATIONS))
+ALL = ["reference", *fused("masked_part_pool")]
 NAMES = ("pooled", "visibility", "d tokens", "d masks")
 
 # (B, P, N, C, prefix): every length that meets an end of a group of rows or a chunk of channels.
@@ -43,19 +44,20 @@ def dtype_of_masks(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def inputs(size, *, dtype, shared=False, activation=None, seed=0, device="cpu"):
+def inputs(size, *, dtype, shared=False, activation=None, background=False, seed=0, device="cpu"):
     """Tokens, masks and upstream gradients of both results.
 
     Weights are not negative, the first of several parts hides everything where masks are weights.
     """
     batch, parts, positions, channels, prefix = size
     tokens = random(batch, prefix + positions, channels, seed=seed, dtype=dtype)
-    lengths = (parts, positions) if shared else (batch, parts, positions)
+    lengths = (parts + background, positions)
+    lengths = lengths if shared else (batch, *lengths)
     masks = random(*lengths, seed=seed + 1, dtype=dtype_of_masks(dtype))
     if activation is None:
         masks = masks.abs()
         if parts > 1:
-            masks[..., 0, :] = 0.0
+            masks[..., int(background), :] = 0.0
     upstream = random(batch, parts, channels, seed=seed + 2, dtype=dtype)
     seen = random(batch, parts, seed=seed + 3, dtype=dtype_of_masks(dtype))
     return tuple(t.to(device) for t in (tokens, masks, upstream, seen))
@@ -65,7 +67,9 @@ def run(implementation, tokens, masks, upstream, seen, **options):
     """Both results and both gradients."""
     tokens, masks = (t.detach().requires_grad_() for t in (tokens, masks))
     results = kernels.masked_part_pool(tokens, masks, implementation=implementation, **options)
-    return *results, *torch.autograd.grad(results, (tokens, masks), (upstream, seen))
+    count = 1 + results[1].requires_grad  # binary visibilities have no gradient
+    grads = torch.autograd.grad(results[:count], (tokens, masks), (upstream, seen)[:count])
+    return *results, *grads
 
 
 def assert_all_close(actual, expected, dtype):
@@ -99,6 +103,87 @@ def test_agrees_with_the_reference(implementation, mode, activation, dtype, shar
 
 
 @pytest.mark.parametrize("implementation", fused("masked_part_pool"))
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(("mode", "activation"), CASES)
+def test_background_and_both_visibilities_agree_with_the_reference(
+    implementation, mode, activation, background, shared
+):
+    for seed, size in enumerate(((3, 6, 40, 24, 1), (1, 32, 7, 65, 0), (2, 1, 2, 3, 1))):
+        arguments = inputs(
+            size,
+            dtype=torch.float32,
+            shared=shared,
+            activation=activation,
+            background=background,
+            seed=10 * seed,
+            device=device_of(implementation),
+        )
+        for visibility in VISIBILITIES:
+            options = {
+                "prefix": size[-1],
+                "mode": mode,
+                "activation": activation,
+                "background": background,
+                "visibility": visibility,
+            }
+            with poisoned_memory():
+                actual = run(implementation, *arguments, **options)
+            assert_all_close(actual, in_reference(arguments, **options), torch.float32)
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_binary_visibility_is_who_leads_somewhere(implementation):
+    device = device_of(implementation)
+    tokens = torch.ones(1, 4, 2, device=device)
+    # Positions: a tie, which the first channel has; two leaders; all zero, which nobody has.
+    weights = [[0.5, 0.1, 0.0, 0.2], [0.5, 0.3, 0.0, 0.1], [0.2, 0.2, 0.0, 0.9], [0.0] * 4]
+    masks = torch.tensor(weights, device=device)
+
+    def seen(masks, **options):
+        return kernels.masked_part_pool(
+            tokens, masks, visibility="binary", implementation=implementation, **options
+        )[1].tolist()
+
+    assert seen(masks) == [[1.0, 1.0, 1.0, 0.0]]
+    assert seen(masks, background=True) == [[1.0, 1.0, 0.0]]
+    assert seen(masks[[3, 2]], background=True) == [[1.0]]
+    assert seen(masks[[2, 3]], background=True) == [[0.0]]
+    assert seen(masks[3:]) == [[0.0]]
+    assert seen(torch.full_like(masks, math.nan)) == [[0.0] * 4]
+    assert seen(masks[:1], background=True) == [[]]
+
+
+@pytest.mark.parametrize("implementation", ALL)
+def test_binary_visibility_has_no_gradient(implementation):
+    tokens, masks, *_ = inputs(
+        (2, 3, 6, 4, 0), dtype=torch.float32, device=device_of(implementation)
+    )
+    _, seen = kernels.masked_part_pool(
+        tokens, masks.requires_grad_(), visibility="binary", implementation=implementation
+    )
+    assert not seen.requires_grad
+
+
+def test_stripe_edges_round_and_may_be_empty():
+    def rows(height, parts):
+        masks = kernels.stripe_masks((height, 2), parts)
+        assert masks.shape == (parts, height * 2) and masks.dtype == torch.float32
+        assert torch.equal(masks.sum(dim=0), torch.ones(height * 2))
+        return masks.reshape(parts, height, 2).sum(dim=(1, 2)).div(2).int().tolist()
+
+    assert rows(16, 6) == [3, 2, 3, 3, 2, 3]
+    assert rows(16, 4) == [4, 4, 4, 4]
+    assert rows(5, 2) == [2, 3]
+    assert rows(2, 5) == [0, 1, 0, 1, 0]
+    assert kernels.stripe_masks((2, 2), 1, dtype=torch.float64).dtype == torch.float64
+    with pytest.raises(ValueError, match="parts: wanted at least 1, got 0"):
+        kernels.stripe_masks((2, 2), 0)
+    with pytest.raises(TypeError, match="size: wanted"):
+        kernels.stripe_masks(4, 2)
+
+
+@pytest.mark.parametrize("implementation", fused("masked_part_pool"))
 @pytest.mark.parametrize(
     ("dtype", "mode"), [(torch.float32, "mean"), (torch.float32, "max"), (torch.bfloat16, "mean")]
 )
@@ -128,10 +213,11 @@ def test_empty_lengths(implementation, mode, activation, shared):
         assert_all_close(actual, in_reference(arguments, **options), torch.float32)
 
 
-def scalar_pool(tokens: Tensor, masks: Tensor, prefix, mode, activation, eps):
+def scalar_pool(tokens: Tensor, masks: Tensor, prefix, mode, activation, background, eps):
     """The documented formulas, element by element in Python's own arithmetic."""
     batch, count, channels = tokens.shape
-    parts = masks.shape[-2]
+    channels_of_masks = masks.shape[-2]
+    parts = channels_of_masks - background
     positions = count - prefix
     pooled = torch.zeros(batch, parts, channels, dtype=torch.float64)
     visibility = torch.zeros(batch, parts, dtype=torch.float64)
@@ -139,12 +225,13 @@ def scalar_pool(tokens: Tensor, masks: Tensor, prefix, mode, activation, eps):
         logits = (masks if masks.dim() == 2 else masks[b]).tolist()
         weights = [row[:] for row in logits]
         for n in range(positions):
-            for p in range(parts):
+            for p in range(channels_of_masks):
                 if activation == "sigmoid":
                     weights[p][n] = 1.0 / (1.0 + math.exp(-logits[p][n]))
                 elif activation == "softmax":
-                    total = sum(math.exp(logits[q][n]) for q in range(parts))
+                    total = sum(math.exp(logits[q][n]) for q in range(channels_of_masks))
                     weights[p][n] = math.exp(logits[p][n]) / total
+        weights = weights[background:]
         for p in range(parts):
             visibility[b, p] = max(weights[p])
             for c in range(channels):
@@ -165,8 +252,13 @@ def scalar_pool(tokens: Tensor, masks: Tensor, prefix, mode, activation, eps):
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("mode", "activation"), CASES)
 def test_agrees_with_scalar_arithmetic(implementation, mode, activation, shared):
+    # Shared masks go with a background here, to halve the cases.
     tokens, masks, *_ = inputs(
-        (2, 3, 11, 5, 1), dtype=torch.float64, shared=shared, activation=activation
+        (2, 3, 11, 5, 1),
+        dtype=torch.float64,
+        shared=shared,
+        activation=activation,
+        background=shared,
     )
     actual = kernels.masked_part_pool(
         tokens,
@@ -174,14 +266,12 @@ def test_agrees_with_scalar_arithmetic(implementation, mode, activation, shared)
         prefix=1,
         mode=mode,
         activation=activation,
+        background=shared,
         implementation=implementation,
     )
-    expected = scalar_pool(tokens, masks, 1, mode, activation, 1e-6)
+    expected = scalar_pool(tokens, masks, 1, mode, activation, shared, 1e-6)
     assert_close_to_reference(actual[0], expected[0], torch.float64, name="pooled")
     assert_close_to_reference(actual[1], expected[1], torch.float64, name="visibility")
-
-
-ALL = ["reference", *fused("masked_part_pool")]
 
 
 @pytest.mark.parametrize("implementation", ALL)
@@ -190,14 +280,13 @@ def test_stripes_are_adaptive_pooling(implementation):
     device = device_of(implementation)
     image = random(3, 20, height, width, seed=4, dtype=torch.float32).abs().to(device)
     tokens = image.flatten(2).transpose(1, 2)
-    row = torch.arange(height * width) // width
-    stripe = (row // (height // parts)).unsqueeze(0) == torch.arange(parts).unsqueeze(1)
+    stripes = kernels.stripe_masks((height, width), parts, device=device)
     for mode, pool in (
         ("weighted_mean", torch.nn.functional.adaptive_avg_pool2d),
         ("max", torch.nn.functional.adaptive_max_pool2d),
     ):
         pooled, visibility = kernels.masked_part_pool(
-            tokens, stripe.float().to(device), mode=mode, implementation=implementation
+            tokens, stripes, mode=mode, implementation=implementation
         )
         expected = pool(image.double(), (parts, 1)).squeeze(-1).transpose(1, 2)
         assert_close_to_reference(pooled, expected, torch.float32, name=mode)
@@ -407,17 +496,22 @@ def test_gradcheck(implementation, mode, activation):
         pytest.skip("cpp cannot run here")
     for shared, eps in ((False, 1e-6), (True, 2.0)):
         tokens, masks, *_ = inputs(
-            (2, 3, 5, 3, 1), dtype=torch.float64, shared=shared, activation=activation
+            (2, 3, 5, 3, 1),
+            dtype=torch.float64,
+            shared=shared,
+            activation=activation,
+            background=shared,
         )
         if activation is None:  # equal weights would be a kink of the visibility
             masks = random(*masks.shape, seed=9).abs() + 0.1
         assert torch.autograd.gradcheck(
-            lambda t, m, eps=eps: kernels.masked_part_pool(
+            lambda t, m, eps=eps, shared=shared: kernels.masked_part_pool(
                 t,
                 m,
                 prefix=1,
                 mode=mode,
                 activation=activation,
+                background=shared,
                 eps=eps,
                 implementation=implementation,
             ),
@@ -457,7 +551,13 @@ def bare_arguments(mode=0, activation=0, shared=False, dtype=torch.float32):
     tokens, masks, upstream, seen = inputs(
         (2, 3, 6, 5, 1), dtype=dtype, shared=shared, activation=ACTIVATIONS[activation]
     )
-    return (tokens, masks, 1, mode, activation, 1e-6), upstream, seen
+    return (tokens, masks, 1, mode, activation, False, 0, 1e-6), upstream, seen
+
+
+def backward_settings(forward):
+    """The backward operator's settings: those of the forward one without the visibility's kind."""
+    *_, prefix, mode, activation, background, _, eps = forward
+    return prefix, mode, activation, background, eps
 
 
 @needs_cpp
@@ -468,13 +568,13 @@ def bare_arguments(mode=0, activation=0, shared=False, dtype=torch.float32):
 def test_opcheck(mode, activation, shared, dtype):
     forward, upstream, seen = bare_arguments(mode, activation, shared, dtype)
     op = torch.ops.gsalign.masked_part_pool.default
-    pooled, _, totals, peaks, winners = op(*forward)
+    _, _, totals, peaks, winners = op(*forward)
     tokens, masks, *rest = forward
     torch.library.opcheck(op, (tokens.requires_grad_(), masks.requires_grad_(), *rest))
-    backward = (upstream, seen, tokens.detach(), masks.detach(), pooled, totals, peaks, winners)
+    backward = (upstream, seen, tokens.detach(), masks.detach(), totals, peaks, winners)
     torch.library.opcheck(
         torch.ops.gsalign.masked_part_pool_backward.default,
-        (*backward, *rest),
+        (*backward, *backward_settings(forward)),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -504,6 +604,12 @@ def bad(**changes):
         ({"masks": torch.zeros(6)}, ValueError, "masks: wanted 3 dimensions"),
         ({"masks": torch.zeros(2, 3, 6, dtype=torch.bool)}, TypeError, "masks: .*bool"),
         ({"masks": torch.zeros(2, 3, 6, device="meta")}, ValueError, "masks: is on meta"),
+        ({"visibility": "some"}, ValueError, "visibility: .*'binary'.*'some'"),
+        (
+            {"background": True, "masks": torch.zeros(2, 0, 6)},
+            ValueError,
+            "masks: wanted a channel of background",
+        ),
         ({"prefix": 8}, ValueError, "prefix: wanted 0 to 7 .*got 8"),
         ({"prefix": -1}, ValueError, "prefix: wanted 0 to 7 .*got -1"),
         ({"mode": "median"}, ValueError, "mode: .*'max'.*'median'"),
@@ -536,7 +642,8 @@ def test_errors_name_the_argument(implementation, changes, error, words):
         (2, -1, "prefix"),
         (3, 3, "mode"),
         (4, -1, "activation"),
-        (5, 0.0, "eps"),
+        (6, 2, "visibility"),
+        (7, 0.0, "eps"),
     ],
 )
 def test_the_bare_operator_checks_too(position, value, words):
@@ -550,10 +657,10 @@ def test_the_bare_operator_checks_too(position, value, words):
 def test_the_bare_backward_operator_checks_too():
     forward, upstream, seen = bare_arguments(mode=2)
     kept = torch.ops.gsalign.masked_part_pool.default(*forward)
-    arguments = [upstream, seen, *forward[:2], kept[0], *kept[2:], *forward[2:]]
+    arguments = [upstream, seen, *forward[:2], *kept[2:], *backward_settings(forward)]
     backward = torch.ops.gsalign.masked_part_pool_backward.default
     backward(*arguments)
-    for position in range(8):
+    for position in range(7):
         for wrong in (arguments[position][:1], arguments[position].short()):
             broken = [*arguments[:position], wrong, *arguments[position + 1 :]]
             with pytest.raises(RuntimeError):
@@ -563,17 +670,16 @@ def test_the_bare_backward_operator_checks_too():
 @needs_cpp
 def test_positions_out_of_range_are_not_followed():
     forward, upstream, seen = bare_arguments(mode=2)
-    pooled, _, totals, peaks, winners = torch.ops.gsalign.masked_part_pool.default(*forward)
+    _, _, totals, peaks, winners = torch.ops.gsalign.masked_part_pool.default(*forward)
     for wild in (-1, 6, 2**31 - 1, -(2**31)):
         grads = torch.ops.gsalign.masked_part_pool_backward.default(
             upstream,
             seen,
             *forward[:2],
-            pooled,
             totals,
             torch.full_like(peaks, wild),
             torch.full_like(winners, wild),
-            *forward[2:],
+            *backward_settings(forward),
         )
         assert not any(grad.any() for grad in grads)
 
@@ -631,8 +737,8 @@ def test_autocast_lifts_half_masks_of_the_bare_operator():
     masks = masks.bfloat16()
     op = torch.ops.gsalign.masked_part_pool.default
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        lifted = op(tokens, masks, 0, 0, 0, 1e-6)
-    expected = op(tokens, masks.float(), 0, 0, 0, 1e-6)
+        lifted = op(tokens, masks, 0, 0, 0, False, 0, 1e-6)
+    expected = op(tokens, masks.float(), 0, 0, 0, False, 0, 1e-6)
     assert all(map(bitwise_equal, lifted, expected))
 
 
