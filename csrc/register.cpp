@@ -60,4 +60,14 @@ STABLE_TORCH_LIBRARY(gsalign, m) {
   m.def(
       "masked_prototype_loss_backward(Tensor grad_alignment, Tensor grad_entropy, Tensor features,"
       " Tensor masks, Tensor labels, Tensor means) -> (Tensor, Tensor)");
+
+  // Distances of part embeddings. metric: 0 cosine, 1 Euclidean. Queries and visibilities come in
+  // the type that is computed in; the gallery may be stored in a half type. The search takes what
+  // has no part in common as infinitely far. No gradients.
+  m.def(
+      "part_distance(Tensor query, Tensor gallery, Tensor query_visibility,"
+      " Tensor gallery_visibility, int metric, float unmatched) -> Tensor");
+  m.def(
+      "part_search(Tensor query, Tensor gallery, Tensor query_visibility,"
+      " Tensor gallery_visibility, int k, int metric) -> (Tensor distances, Tensor indices)");
 }

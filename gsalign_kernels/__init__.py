@@ -1,4 +1,4 @@
-"""Fused operators for GSAlign: thin-plate splines, feature warps, masked pooling, prototypes.
+"""Fused operators for GSAlign: splines, feature warps, masked pooling, prototypes, part distances.
 
 Every operator has the same meaning in several implementations (plain PyTorch, C++ for the CPU,
 CUDA C++, Triton); :func:`use_kernels` chooses, :func:`kernel_report` tells what can run.
@@ -7,6 +7,7 @@ CUDA C++, Triton); :func:`use_kernels` chooses, :func:`kernel_report` tells what
 from __future__ import annotations
 
 from gsalign_kernels.backends import KernelReport, kernel_report, use_kernels
+from gsalign_kernels.distance import part_distance, part_search
 from gsalign_kernels.errors import KernelUnavailableError
 from gsalign_kernels.pool import masked_part_pool, stripe_masks
 from gsalign_kernels.prototype import masked_prototype_loss
@@ -27,6 +28,8 @@ __all__ = [
     "kernel_report",
     "masked_part_pool",
     "masked_prototype_loss",
+    "part_distance",
+    "part_search",
     "stripe_masks",
     "tps_basis",
     "tps_evaluate",

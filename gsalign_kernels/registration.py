@@ -106,6 +106,18 @@ def register(
             _register_autocast(namespace, name, frozenset(float32_arguments))
 
 
+def register_without_gradient(name: str, *, fake: Callable[..., Any]) -> None:
+    """Register everything but the kernels of an operator that has no derivative.
+
+    Args:
+        name: operator name without namespace.
+        fake: output metadata, from tensors without data.
+    """
+    for namespace in namespaces_with(name):
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+        transforms.register_vmap_one_by_one(namespace, name)
+
+
 def _bind(backward: Callable[..., Any], call: Any) -> Callable[..., Any]:
     def bound(ctx: Any, *grads: Any) -> Any:
         return backward(call, ctx, *grads)

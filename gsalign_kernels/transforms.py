@@ -126,6 +126,17 @@ def register_vmap(namespace: str, name: str, shared: Sequence[str] | None) -> No
     )
 
 
+def register_vmap_one_by_one(namespace: str, name: str) -> None:
+    """Register that ``vmap`` calls an operator once per mapped sample.
+
+    Args:
+        namespace: dispatcher namespace.
+        name: operator name without namespace.
+    """
+    op = getattr(getattr(torch.ops, namespace), name).default
+    torch.library.register_vmap(f"{namespace}::{name}", _vmap_rule(op, None))
+
+
 def _vmap_rule(op: Any, shared: Sequence[str] | None) -> Callable[..., Any]:
     names = [argument.name for argument in op._schema.arguments]
     has_batch = [shared is not None and name not in shared for name in names]
