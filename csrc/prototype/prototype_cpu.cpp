@@ -1,234 +1,300 @@
 // Masked prototype alignment on the CPU, forward and backward.
 //
-// Samples are sorted by label once, so that class sums cost one addition per element. Work is cut
-// into units of one class and kChannelChunk channels for the class sums, of one sample for the
-// rest; every sum has one fixed order, so every bit is the same for any number of threads.
+// Samples are grouped by label once. A class is one unit of work: its rows are summed, then read
+// again from the cache for everything else. A class of more than kPieceRows samples is cut into
+// pieces instead, and its sums into channels, for several threads to work on it. Every sum has one
+// order that depends on the labels alone, so every bit is the same for any number of threads.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <numeric>
 #include <tuple>
 #include <vector>
 
 #include "../common/cpu.h"
-#include "../common/natural_log.h"
 #include "../common/tensor.h"
 #include "prototype.h"
+#include "prototype_rows.h"
 
 namespace gsalign::prototype {
 namespace {
 
-// The batch sorted by label; members of a class keep their order.
+// Rows of a piece: features and masks of so many samples stay in the L2 cache.
+constexpr std::int64_t kPieceRows = 32;
+
+// The batch by label: classes in the order in which their first samples come, samples in their own.
 class Classes {
  public:
-  Classes(const std::int64_t* labels, std::int64_t batch) : order_(batch) {
-    std::iota(order_.begin(), order_.end(), std::int64_t(0));
-    std::stable_sort(order_.begin(), order_.end(), [labels](std::int64_t a, std::int64_t b) {
-      return labels[a] < labels[b];
-    });
-    for (std::int64_t i = 0; i < batch; ++i) {
-      if (i == 0 || labels[order_[i]] != labels[order_[i - 1]]) {
-        starts_.push_back(i);
-      }
+  Classes(const std::int64_t* labels, std::int64_t batch) : order_(batch), starts_(1) {
+    // An open table of at least twice as many slots as labels: slot -> class, and a sample of it.
+    int bits = 1;
+    while ((std::int64_t(1) << bits) < 2 * batch) {
+      ++bits;
     }
-    starts_.push_back(batch);
+    const std::uint64_t last_slot = (std::uint64_t(1) << bits) - 1;
+    constexpr std::int64_t kFree = -1;
+    std::vector<std::int64_t> slots(last_slot + 1, kFree), class_of(batch), sample_of;
+    for (std::int64_t b = 0; b < batch; ++b) {
+      std::uint64_t slot = mixed(labels[b]) >> (64 - bits);
+      while (slots[slot] != kFree && labels[sample_of[slots[slot]]] != labels[b]) {
+        slot = (slot + 1) & last_slot;
+      }
+      if (slots[slot] == kFree) {
+        slots[slot] = count();
+        sample_of.push_back(b);
+        starts_.push_back(0);
+      }
+      class_of[b] = slots[slot];
+      ++starts_[class_of[b] + 1];
+    }
+    largest_ = *std::max_element(starts_.begin(), starts_.end());
+    std::partial_sum(starts_.begin(), starts_.end(), starts_.begin());
+    std::vector<std::int64_t> next(starts_);
+    for (std::int64_t b = 0; b < batch; ++b) {
+      order_[next[class_of[b]]++] = b;
+    }
   }
 
   std::int64_t count() const { return static_cast<std::int64_t>(starts_.size()) - 1; }
   std::int64_t size(std::int64_t index) const { return starts_[index + 1] - starts_[index]; }
+  std::int64_t largest() const { return largest_; }
   // The samples of a class.
   const std::int64_t* begin(std::int64_t index) const { return order_.data() + starts_[index]; }
   const std::int64_t* end(std::int64_t index) const { return order_.data() + starts_[index + 1]; }
 
  private:
+  // Spreads labels over the high bits, whatever pattern they have.
+  static std::uint64_t mixed(std::int64_t label) {
+    std::uint64_t word = static_cast<std::uint64_t>(label) * 0x9e3779b97f4a7c15ULL;
+    word ^= word >> 32;
+    return word * 0x9e3779b97f4a7c15ULL;
+  }
+
   std::vector<std::int64_t> order_, starts_;
+  std::int64_t largest_;
 };
 
-// For each sample the mean of its class over rows [B, D]: written to `means`, or added when `kAdd`.
-template <bool kAdd, typename S>
-void spread_class_means(const Classes& classes, const S* rows, std::int64_t channels, S* means) {
-  const std::int64_t chunks = ceil_div(channels, kChannelChunk);
-  parallel_for(classes.count() * chunks, [&](std::int64_t unit) {
-    const std::int64_t index = unit / chunks;
-    const std::int64_t channel = unit % chunks * kChannelChunk;
-    const std::int64_t count = std::min(kChannelChunk, channels - channel);
-    const Scratch<S> sum(kChannelChunk);
-    std::fill_n(sum.data(), count, S(0));
-    for (const std::int64_t* b = classes.begin(index); b != classes.end(index); ++b) {
-      row_add(sum.data(), S(1), rows + *b * channels + channel, count);
+// Some samples of a class, and which of its pieces they are.
+struct Piece {
+  std::int64_t index;
+  const std::int64_t *begin, *end;
+};
+
+std::vector<Piece> pieces_of(const Classes& classes) {
+  std::vector<Piece> pieces;
+  for (std::int64_t k = 0; k < classes.count(); ++k) {
+    for (const std::int64_t* b = classes.begin(k); b < classes.end(k); b += kPieceRows) {
+      pieces.push_back({k, b, std::min(b + kPieceRows, classes.end(k))});
     }
-    const S share = S(1) / static_cast<S>(classes.size(index));
-    for (const std::int64_t* b = classes.begin(index); b != classes.end(index); ++b) {
-      S* target = means + *b * channels + channel;
-      if constexpr (kAdd) {
-        row_add(target, share, sum.data(), count);
-      } else {
-        row_store(target, share, sum.data(), count);
-      }
-    }
+  }
+  return pieces;
+}
+
+template <typename S>
+struct Batch {
+  const S *features, *masks;  // [size, channels]
+  std::int64_t size, channels;
+
+  double elements() const {
+    return static_cast<double>(std::max<std::int64_t>(size * channels, 1));
+  }
+};
+
+// Where the mean of a class stands in means [B, D]: in the row of its first sample.
+template <typename S>
+S* class_mean(const Classes& classes, std::int64_t index, S* means, std::int64_t channels) {
+  return means + *classes.begin(index) * channels;
+}
+
+// `count` channels of the mean of a class, from `channel` on.
+template <typename S>
+void make_mean(
+    const Classes& classes, std::int64_t index, const Batch<S>& batch, std::int64_t channel,
+    std::int64_t count, S* means) {
+  S* mean = class_mean(classes, index, means, batch.channels) + channel;
+  with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+    constexpr int kBytes = decltype(width)::kBytes;
+    add_rows<kBytes>(
+        mean, batch.features + channel, classes.begin(index), classes.end(index), batch.channels,
+        count);
+    scale_row<kBytes>(mean, S(1) / static_cast<S>(classes.size(index)), count);
   });
 }
 
+// The losses of the samples of a piece, and the class mean in their rows of `means`.
 template <typename S>
-struct Norms {
-  S feature, mean, product;  // |f|, |mu| and |c m|, where c = mu / max(|mu|, 1e-12)
-};
-
-// sum_c (scale a[c] m[c])^2
-template <typename S>
-GSALIGN_CLONES static S row_masked_square(
-    const S* __restrict a, const S* __restrict m, S scale, std::int64_t count) {
-  S sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t c = 0; c < count; ++c) {
-    const S product = scale * a[c] * m[c];
-    sum += product * product;
-  }
-  return sum;
-}
-
-template <typename S>
-Norms<S> row_norms(const S* feature, const S* mean, const S* mask, std::int64_t count) {
-  Norms<S> norms;
-  norms.feature = std::sqrt(row_dot(feature, feature, count));
-  norms.mean = std::sqrt(row_dot(mean, mean, count));
-  norms.product = std::sqrt(row_masked_square(mean, mask, S(1) / clamped_norm(norms.mean), count));
-  return norms;
-}
-
-// The row's factors: g = unit f is the normalised feature, c = centre mu the normalised class mean,
-// q = c m, and prototype q the prototype.
-template <typename S>
-struct Scales {
-  S unit, centre, prototype;
-};
-
-template <typename S>
-Scales<S> row_scales(const Norms<S>& norms) {
-  return {
-      S(1) / clamped_norm(norms.feature), S(1) / clamped_norm(norms.mean),
-      S(1) / clamped_norm(norms.product)};
-}
-
-// A sample's share of both losses: sum_c (g - prototype)^2 and sum_c m log max(m, 1e-6).
-template <typename S>
-GSALIGN_CLONES static void row_losses(
-    const S* __restrict feature, const S* __restrict mean, const S* __restrict mask,
-    Scales<S> scales, std::int64_t count, S* distance, S* logarithms) {
-  S squares = 0, sum = 0;
-#pragma omp simd reduction(+ : squares, sum)
-  for (std::int64_t c = 0; c < count; ++c) {
-    const S q = scales.centre * mean[c] * mask[c];
-    const S error = scales.unit * feature[c] - scales.prototype * q;
-    squares += error * error;
-    sum += mask[c] * natural_log(clamped_mask(mask[c]));
-  }
-  *distance = squares;
-  *logarithms = sum;
-}
-
-// sum_c e f and sum_c e q, where e = g - prototype.
-template <typename S>
-GSALIGN_CLONES static void row_error_dots(
-    const S* __restrict feature, const S* __restrict mean, const S* __restrict mask,
-    Scales<S> scales, std::int64_t count, S* with_feature, S* with_product) {
-  S by_feature = 0, by_product = 0;
-#pragma omp simd reduction(+ : by_feature, by_product)
-  for (std::int64_t c = 0; c < count; ++c) {
-    const S q = scales.centre * mean[c] * mask[c];
-    const S error = scales.unit * feature[c] - scales.prototype * q;
-    by_feature += error * feature[c];
-    by_product += error * q;
-  }
-  *with_feature = by_feature;
-  *with_product = by_product;
-}
-
-// Gradient by q, the class centre and the mask on the way: writes the gradients by the feature
-// (that through g) and by the mask, leaves the gradient by the centre in `grad_centre`, and returns
-// its dot product with the class mean. `slope` is the gradient by g of the loss for an error of 1.
-template <typename S>
-GSALIGN_CLONES static S row_gradients(
-    const S* __restrict feature, const S* __restrict mean, const S* __restrict mask,
-    Scales<S> scales, NormalizeAdjoint<S> to_feature, NormalizeAdjoint<S> to_product, S slope,
-    S entropy_slope, std::int64_t count, S* __restrict grad_feature, S* __restrict grad_mask,
-    S* __restrict grad_centre) {
-  S with_mean = 0;
-#pragma omp simd reduction(+ : with_mean)
-  for (std::int64_t c = 0; c < count; ++c) {
-    const S m = mask[c];
-    const S centre = scales.centre * mean[c];
-    const S q = centre * m;
-    const S pull = slope * (scales.unit * feature[c] - scales.prototype * q);
-    grad_feature[c] = to_feature.scale * pull - to_feature.radial * feature[c];
-    const S by_product = -to_product.scale * pull - to_product.radial * q;
-    const S logarithm = natural_log(clamped_mask(m));
-    const S entropy = logarithm + (m < kSmallestMask<S> ? S(0) : S(1));
-    grad_mask[c] = by_product * centre - entropy_slope * entropy;
-    grad_centre[c] = by_product * m;
-    with_mean += by_product * m * mean[c];
-  }
-  return with_mean;
-}
-
-// y[c] = scale * y[c] - radial * v[c]
-template <typename S>
-GSALIGN_CLONES static void row_normalize_adjoint(
-    S* __restrict y, NormalizeAdjoint<S> adjoint, const S* __restrict v, std::int64_t count) {
-#pragma omp simd
-  for (std::int64_t c = 0; c < count; ++c) {
-    y[c] = adjoint.scale * y[c] - adjoint.radial * v[c];
-  }
-}
-
-template <typename S>
-void forward(
-    const Classes& classes, const S* features, const S* masks, std::int64_t batch,
-    std::int64_t channels, S* means, S* alignment, S* entropy) {
-  spread_class_means<false>(classes, features, channels, means);
-  std::vector<S> distances(batch), logarithms(batch);
-  parallel_for(batch, [&](std::int64_t b) {
-    const S* feature = features + b * channels;
-    const S* mean = means + b * channels;
-    const S* mask = masks + b * channels;
-    const Scales<S> scales = row_scales(row_norms(feature, mean, mask, channels));
-    row_losses(feature, mean, mask, scales, channels, &distances[b], &logarithms[b]);
+void lose_piece(
+    const Classes& classes, const Piece& piece, const Batch<S>& batch, S* means, double* distances,
+    double* logarithms) {
+  const std::int64_t channels = batch.channels;
+  const S* mean = class_mean(classes, piece.index, means, channels);
+  with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+    constexpr int kBytes = decltype(width)::kBytes;
+    const auto centre = static_cast<S>(inverse_norm(row_norm<kBytes>(mean, channels)));
+    for (const std::int64_t* b = piece.begin; b != piece.end; ++b) {
+      const S *feature = batch.features + *b * channels, *mask = batch.masks + *b * channels;
+      const RowSums sums = row_sums<kBytes, true>(feature, mean, mask, centre, channels);
+      logarithms[*b] = sums.logarithms;
+      distances[*b] = row_distance<kBytes>(
+          feature, mean, mask, static_cast<S>(inverse_norm(sums.feature_norm)), centre,
+          static_cast<S>(inverse_norm(sums.product_norm)), channels);
+    }
   });
+  for (const std::int64_t* b = piece.begin; b != piece.end; ++b) {
+    S* kept = means + *b * channels;
+    if (kept != mean) {
+      std::memcpy(kept, mean, sizeof(S) * channels);
+    }
+  }
+}
+
+template <typename S>
+void forward(const Classes& classes, const Batch<S>& batch, S* means, S* alignment, S* entropy) {
+  const std::int64_t channels = batch.channels;
+  std::vector<double> distances(batch.size), logarithms(batch.size);
+  if (classes.largest() <= kPieceRows) {
+    parallel_for(classes.count(), [&](std::int64_t k) {
+      make_mean(classes, k, batch, 0, channels, means);
+      lose_piece(
+          classes, {k, classes.begin(k), classes.end(k)}, batch, means, distances.data(),
+          logarithms.data());
+    });
+  } else {
+    const std::int64_t chunks = ceil_div(channels, kChannelChunk);
+    parallel_for(classes.count() * chunks, [&](std::int64_t unit) {
+      const std::int64_t channel = unit % chunks * kChannelChunk;
+      make_mean(
+          classes, unit / chunks, batch, channel, std::min(kChannelChunk, channels - channel),
+          means);
+    });
+    const std::vector<Piece> pieces = pieces_of(classes);
+    parallel_for(std::ssize(pieces), [&](std::int64_t i) {
+      lose_piece(classes, pieces[i], batch, means, distances.data(), logarithms.data());
+    });
+  }
   double distance = 0.0, logarithm = 0.0;
-  for (std::int64_t b = 0; b < batch; ++b) {
+  for (std::int64_t b = 0; b < batch.size; ++b) {
     distance += distances[b];
     logarithm += logarithms[b];
   }
-  const double elements = static_cast<double>(std::max<std::int64_t>(batch * channels, 1));
-  *alignment = static_cast<S>(distance / elements);
-  *entropy = static_cast<S>(-logarithm / elements);
+  *alignment = static_cast<S>(distance / batch.elements());
+  *entropy = static_cast<S>(-logarithm / batch.elements());
+}
+
+template <typename S>
+struct Slopes {
+  double alignment;  // twice the gradient by a squared error
+  S entropy;         // gradient by an element of m log m, negative
+};
+
+template <typename S>
+RowGradients<S> narrowed(const RowGradients<double>& by) {
+  return {
+      static_cast<S>(by.feature), static_cast<S>(by.cross), static_cast<S>(by.product),
+      static_cast<S>(by.along)};
+}
+
+// Gradients of the samples of a piece but for what comes through the class mean, whose sums over
+// the piece are left in `total` and returned.
+template <typename S>
+double pull_piece(
+    const Classes& classes, const Piece& piece, const Batch<S>& batch, const S* means,
+    const Slopes<S>& slopes, S* grad_features, S* grad_masks, S* total) {
+  const std::int64_t channels = batch.channels;
+  const S* mean = class_mean(classes, piece.index, means, channels);
+  double along = 0.0;
+  with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+    constexpr int kBytes = decltype(width)::kBytes;
+    const auto centre = static_cast<S>(inverse_norm(row_norm<kBytes>(mean, channels)));
+    for (const std::int64_t* b = piece.begin; b != piece.end; ++b) {
+      const S *feature = batch.features + *b * channels, *mask = batch.masks + *b * channels;
+      const RowSums sums = row_sums<kBytes, false>(feature, mean, mask, centre, channels);
+      const RowGradients<double> by = row_gradients(
+          sums.feature_norm, sums.product_norm, sums.feature_product, slopes.alignment);
+      along += by.along;
+      row_backward<kBytes>(
+          feature, mean, mask, centre, narrowed<S>(by), slopes.entropy, channels,
+          grad_features + *b * channels, grad_masks + *b * channels, total, b == piece.begin);
+    }
+  });
+  return along;
+}
+
+// Makes the sums over a class what each of its samples gets through the class mean.
+template <typename S>
+void share_class(
+    const Classes& classes, std::int64_t index, const S* means, std::int64_t channels, double along,
+    S* total) {
+  const S* mean = class_mean(classes, index, means, channels);
+  with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+    constexpr int kBytes = decltype(width)::kBytes;
+    const ClassGradient<double> by = class_gradient(
+        row_norm<kBytes>(mean, channels), along, static_cast<double>(classes.size(index)));
+    class_backward<kBytes>(
+        total, mean, ClassGradient<S>{static_cast<S>(by.scale), static_cast<S>(by.radial)},
+        channels);
+  });
+}
+
+template <typename S>
+void add_share(const Piece& piece, const S* share, std::int64_t channels, S* grad_features) {
+  with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+    constexpr int kBytes = decltype(width)::kBytes;
+    for (const std::int64_t* b = piece.begin; b != piece.end; ++b) {
+      add_row<kBytes>(grad_features + *b * channels, share, channels);
+    }
+  });
 }
 
 template <typename S>
 void backward(
-    const Classes& classes, S grad_alignment, S grad_entropy, const S* features, const S* masks,
-    const S* means, std::int64_t batch, std::int64_t channels, S* grad_features, S* grad_masks) {
-  const S elements = static_cast<S>(std::max<std::int64_t>(batch * channels, 1));
-  const S slope = S(2) * grad_alignment / elements;
-  const S entropy_slope = grad_entropy / elements;
-  const Scratch<S> grad_means(batch * channels);
-  parallel_for(batch, [&](std::int64_t b) {
-    const S* feature = features + b * channels;
-    const S* mean = means + b * channels;
-    const S* mask = masks + b * channels;
-    const Norms<S> norms = row_norms(feature, mean, mask, channels);
-    const Scales<S> scales = row_scales(norms);
-    S with_feature, with_product;
-    row_error_dots(feature, mean, mask, scales, channels, &with_feature, &with_product);
-    S* grad_mean = grad_means.data() + b * channels;
-    const S with_mean = row_gradients(
-        feature, mean, mask, scales, normalize_adjoint(norms.feature, slope * with_feature),
-        normalize_adjoint(norms.product, -slope * with_product), slope, entropy_slope, channels,
-        grad_features + b * channels, grad_masks + b * channels, grad_mean);
-    row_normalize_adjoint(grad_mean, normalize_adjoint(norms.mean, with_mean), mean, channels);
+    const Classes& classes, const Batch<S>& batch, const S* means, S grad_alignment, S grad_entropy,
+    S* grad_features, S* grad_masks) {
+  const std::int64_t channels = batch.channels;
+  const Slopes<S> slopes{
+      2.0 * grad_alignment / batch.elements(), static_cast<S>(grad_entropy / batch.elements())};
+  if (classes.largest() <= kPieceRows) {
+    parallel_for(
+        classes.count(), [&] { return Scratch<S>(channels); },
+        [&](const Scratch<S>& total, std::int64_t k) {
+          const Piece piece{k, classes.begin(k), classes.end(k)};
+          const double along = pull_piece(
+              classes, piece, batch, means, slopes, grad_features, grad_masks, total.data());
+          share_class(classes, k, means, channels, along, total.data());
+          add_share(piece, total.data(), channels, grad_features);
+        });
+    return;
+  }
+  const std::vector<Piece> pieces = pieces_of(classes);
+  const Scratch<S> totals(std::ssize(pieces) * channels);
+  std::vector<double> along(pieces.size());
+  parallel_for(std::ssize(pieces), [&](std::int64_t i) {
+    along[i] = pull_piece(
+        classes, pieces[i], batch, means, slopes, grad_features, grad_masks,
+        totals.data() + i * channels);
   });
-  // A class mean is the mean of its samples: each gets the mean of what the class's rows want.
-  spread_class_means<true>(classes, grad_means.data(), channels, grad_features);
+  std::vector<std::int64_t> firsts;  // the first piece of each class, then the number of pieces
+  for (std::int64_t i = 0; i < std::ssize(pieces); ++i) {
+    if (i == 0 || pieces[i].index != pieces[i - 1].index) {
+      firsts.push_back(i);
+    }
+  }
+  firsts.push_back(std::ssize(pieces));
+  parallel_for(classes.count(), [&](std::int64_t k) {
+    S* total = totals.data() + firsts[k] * channels;
+    double sum = along[firsts[k]];
+    for (std::int64_t i = firsts[k] + 1; i < firsts[k + 1]; ++i) {
+      sum += along[i];
+      with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+        add_row<decltype(width)::kBytes>(total, totals.data() + i * channels, channels);
+      });
+    }
+    share_class(classes, k, means, channels, sum, total);
+  });
+  parallel_for(std::ssize(pieces), [&](std::int64_t i) {
+    add_share(
+        pieces[i], totals.data() + firsts[pieces[i].index] * channels, channels, grad_features);
+  });
 }
 
 void check_arguments(const Tensor& features, const Tensor& masks, const Tensor& labels) {
@@ -242,8 +308,8 @@ void check_arguments(const Tensor& features, const Tensor& masks, const Tensor& 
 std::tuple<Tensor, Tensor, Tensor> masked_prototype_loss(
     const Tensor& features, const Tensor& masks, const Tensor& labels) {
   check_arguments(features, masks, labels);
-  const Tensor in = contiguous(features), masks_in = contiguous(masks),
-               labels_in = contiguous(labels);
+  const Tensor in = as_contiguous(features), masks_in = as_contiguous(masks),
+               labels_in = as_contiguous(labels);
   const std::int64_t batch = in.size(0), channels = in.size(1);
   const Tensor alignment = empty({}, in.scalar_type());
   const Tensor entropy = empty({}, in.scalar_type());
@@ -252,7 +318,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_prototype_loss(
   dispatch_coordinates("features", in.scalar_type(), [&](auto kind) {
     using S = decltype(kind);
     forward(
-        classes, data<S>(in), data<S>(masks_in), batch, channels, mutable_data<S>(means),
+        classes, Batch<S>{data<S>(in), data<S>(masks_in), batch, channels}, mutable_data<S>(means),
         mutable_data<S>(alignment), mutable_data<S>(entropy));
   });
   return {alignment, entropy, means};
@@ -268,8 +334,8 @@ std::tuple<Tensor, Tensor> masked_prototype_loss_backward(
   check_type("grad_entropy", grad_entropy, features.scalar_type());
   check_shape("means", means, {features.size(0), features.size(1)});
   check_type("means", means, features.scalar_type());
-  const Tensor in = contiguous(features), masks_in = contiguous(masks),
-               labels_in = contiguous(labels), means_in = contiguous(means);
+  const Tensor in = as_contiguous(features), masks_in = as_contiguous(masks),
+               labels_in = as_contiguous(labels), means_in = as_contiguous(means);
   const std::int64_t batch = in.size(0), channels = in.size(1);
   const Tensor grad_features = empty({batch, channels}, in.scalar_type());
   const Tensor grad_masks = empty({batch, channels}, in.scalar_type());
@@ -277,8 +343,8 @@ std::tuple<Tensor, Tensor> masked_prototype_loss_backward(
   dispatch_coordinates("features", in.scalar_type(), [&](auto kind) {
     using S = decltype(kind);
     backward(
-        classes, *data<S>(grad_alignment), *data<S>(grad_entropy), data<S>(in), data<S>(masks_in),
-        data<S>(means_in), batch, channels, mutable_data<S>(grad_features),
+        classes, Batch<S>{data<S>(in), data<S>(masks_in), batch, channels}, data<S>(means_in),
+        *data<S>(grad_alignment), *data<S>(grad_entropy), mutable_data<S>(grad_features),
         mutable_data<S>(grad_masks));
   });
   return {grad_features, grad_masks};
