@@ -183,7 +183,7 @@ Tensor part_distance(
     const Tensor& query, const Tensor& gallery, const Tensor& query_visibility,
     const Tensor& gallery_visibility, std::int64_t metric, double unmatched) {
   check_arguments(query, gallery, query_visibility, gallery_visibility, metric);
-  const Tensor result = empty(query, {query.size(0), gallery.size(0)}, query.scalar_type());
+  const Tensor result = empty({query.size(0), gallery.size(0)}, query.scalar_type());
   if (result.numel() == 0) {
     return result;
   }
@@ -203,8 +203,8 @@ std::tuple<Tensor, Tensor> part_search(
   STD_TORCH_CHECK(
       k >= 0 && k <= gallery.size(0), "k: wanted 0 to ", gallery.size(0),
       " (the size of the gallery), got ", k);
-  const Tensor distances = empty(query, {query.size(0), k}, query.scalar_type());
-  const Tensor indices = empty(query, {query.size(0), k}, ScalarType::Long);
+  const Tensor distances = empty({query.size(0), k}, query.scalar_type());
+  const Tensor indices = empty({query.size(0), k}, ScalarType::Long);
   if (distances.numel() == 0) {
     return {distances, indices};
   }
