@@ -13,7 +13,7 @@ DEMO_DATA ?= data/demo
 DEMO_LOGS ?= logs
 DEMO_CONFIG ?= configs/demo.yaml
 DEMO_NAME ?= demo
-DEMO_GENERATE ?= train_identities=160 images_per_identity_aerial=12 images_per_identity_ground=12
+DEMO_GENERATE ?= train_identities=160 images_per_identity_aerial=12 images_per_identity_ground=12 write_parts=true
 DEMO_TRAIN ?=
 DEMO_RUN := $(DEMO_LOGS)/$(DEMO_NAME)
 
@@ -58,7 +58,7 @@ demo: install ## generate data, train, evaluate and draw pictures under logs/dem
 .PHONY: demo-short
 demo-short: ## the demo on a small set and few steps, to see that every step works
 	$(MAKE) demo DEMO_DATA=data/demo-short DEMO_NAME=demo-short \
-	  DEMO_GENERATE="train_identities=16 test_identities=8 images_per_identity_aerial=6 images_per_identity_ground=6" \
+	  DEMO_GENERATE="train_identities=16 test_identities=8 images_per_identity_aerial=6 images_per_identity_ground=6 write_parts=true" \
 	  DEMO_TRAIN="training.iterations=40"
 
 .PHONY: test

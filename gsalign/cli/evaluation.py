@@ -20,7 +20,8 @@ def add_parser(subparsers: Any) -> None:
         help="evaluate a checkpoint",
         description="Prints Rank-1, Rank-5, Rank-10, mAP, mINP and metric by protocol, with the "
         "number of valid queries. A<->G exists in two forms that give different numbers; both are "
-        "printed, by name.",
+        "printed, by name. For a network with parts on a generated set with label maps "
+        "(write_parts) also how its part masks agree with the true parts.",
     )
     add_config_options(parser)
     parser.add_argument(
@@ -94,7 +95,7 @@ def evaluate_checkpoint(
     from gsalign.data import check_images, load_dataset
     from gsalign.engine.distributed import build_accelerator
     from gsalign.engine.loading import load_network
-    from gsalign.engine.testing import evaluate_network
+    from gsalign.engine.testing import evaluate_network, measure_parts
     from gsalign.evaluation import PROTOCOLS, get_protocol
     from gsalign.evaluation.baselines import chance_level, histogram_features
     from gsalign.evaluation.features import evaluate_features
@@ -122,9 +123,14 @@ def evaluate_checkpoint(
                 report=report,
             )
         )
+        agreement = measure_parts(
+            network, (dataset.query, dataset.gallery), dataset.root, data, accelerator
+        )
     title = f"{checkpoint} on {dataset.root}"
     console.print(results_table(results, dataset=dataset.name, title=title))
     tables = {"network": results_dict(results)}
+    if agreement is not None:
+        console.print(agreement.as_table())
     if baselines:
         # The same images as the network's.
         query, gallery = (
@@ -140,7 +146,13 @@ def evaluate_checkpoint(
             console.print(results_table(rows, dataset=dataset.name, title=baseline))
             tables[baseline] = results_dict(rows)
     if json_file is not None and accelerator.is_main_process:
-        document = {"checkpoint": str(checkpoint), "data": str(dataset.root), "results": tables}
+        document: dict[str, Any] = {
+            "checkpoint": str(checkpoint),
+            "data": str(dataset.root),
+            "results": tables,
+        }
+        if agreement is not None:
+            document["parts"] = agreement.as_dict()
         with atomic_write(json_file) as temporary:
             temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return 0

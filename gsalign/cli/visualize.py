@@ -13,9 +13,10 @@ def add_parser(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "visualize",
-        help="training curves, rank lists, LTPS grids, contact sheet",
-        description="Writes training_curves.png, rank_lists.png, ltps_grids.png and, for a "
-        "generated data set, contact_sheet.png into the run's folder.",
+        help="training curves, rank lists, LTPS grids, part masks, contact sheet",
+        description="Writes training_curves.png, rank_lists.png, ltps_grids.png, for a network "
+        "with parts part_masks.png and for a generated data set contact_sheet.png into the run's "
+        "folder.",
     )
     parser.add_argument("--run", required=True, dest="folder", metavar="DIR", help="of a run")
     parser.add_argument("--out", metavar="DIR", help="where to write instead")

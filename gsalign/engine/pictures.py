@@ -16,9 +16,15 @@ from gsalign.engine.loading import load_network
 from gsalign.engine.metrics import read_metrics
 from gsalign.engine.testing import embed_split
 from gsalign.errors import DataError
-from gsalign.evaluation import pairwise_distances
-from gsalign.evaluation.features import Features, evaluate_features
-from gsalign.visualize import RankList, choose_queries, ltps_grids, rank_lists, training_curves
+from gsalign.evaluation.features import Features, evaluate_features, feature_distances
+from gsalign.visualize import (
+    RankList,
+    choose_queries,
+    ltps_grids,
+    part_masks,
+    rank_lists,
+    training_curves,
+)
 
 if TYPE_CHECKING:
     from gsalign.config import Config
@@ -61,14 +67,20 @@ def draw_run(folder: RunFolder, config: Config, out: Path) -> Iterator[Path]:
         rank_lists(lists, path, image_size=network.config.image_size, title=title)
         yield path
 
+    readable = tuple(dataset.query.records[place] for place in query.indices.tolist())
     if network.config.ltps_layers:
         path = out / "ltps_grids.png"
-        readable = tuple(dataset.query.records[place] for place in query.indices.tolist())
         some = _some_of_each_view(Split(dataset.query.name, readable))
         ltps_grids(network, some, path, title=f"{config.name}: what LTPS does to an image")
         yield path
     else:
         logger.info("no LTPS grids: the network has no LTPS")
+
+    if network.parts is not None:
+        path = out / "part_masks.png"
+        some = _some_of_each_view(Split(dataset.query.name, readable), per_view=5)
+        part_masks(network, some, path, title=f"{config.name}: what the part masks cover")
+        yield path
 
     path = out / "contact_sheet.png"
     if _draw_contact_sheet(data.root, path):
@@ -89,7 +101,7 @@ def make_rank_lists(
     result = evaluate_features(query, gallery, protocols=["all"])["all"]
     lists = []
     for place in choose_queries(query.views, result.average_precision, per_view):
-        distances = pairwise_distances(query.embeddings[place : place + 1], gallery.embeddings)
+        distances = feature_distances(query, gallery, slice(place, place + 1))
         order = np.argsort(np.asarray(distances[0]), kind="stable")
         left_out = (gallery.identities == query.identities[place]) & (
             gallery.cameras == query.cameras[place]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from gsalign.data import DataConfig, Split, evaluation_loader
+from gsalign.data.synthetic import BODY_PARTS, has_part_labels, read_part_labels, read_truth
 from gsalign.engine.distributed import gather_rows
+from gsalign.errors import DataError
 from gsalign.evaluation import PROTOCOLS, EvaluationResult
 from gsalign.evaluation.features import (
     Features,
@@ -17,6 +20,7 @@ from gsalign.evaluation.features import (
     evaluate_features,
     extract_features,
 )
+from gsalign.evaluation.part_agreement import PartAgreement, PartCounts
 from gsalign.model import GSAlign
 
 Report = Callable[[int, int], None]
@@ -60,13 +64,17 @@ def embed_split(
             progress=progress,
         )
         embeddings, indices = mine.embeddings, torch.from_numpy(mine.indices)
+        visibility = mine.visibility
         if processes == 1:
             return mine
     else:
-        embeddings = torch.empty(0, network.config.width)
+        slots = (1 + network.config.parts,) if network.config.parts else ()
+        embeddings = torch.empty(0, *slots, network.config.width)
+        visibility = torch.empty(0, *slots) if slots else None
         indices = torch.empty(0, dtype=torch.int64)
     # Stretches are contiguous, so the rows of all processes, in order, are the split in order.
     embeddings = gather_rows(accelerator, embeddings)
+    visibility = None if visibility is None else gather_rows(accelerator, visibility)
     places = gather_rows(accelerator, indices).numpy().astype(np.int64)
     return Features(
         embeddings=embeddings,
@@ -75,6 +83,7 @@ def embed_split(
         views=split.views[places],
         indices=places,
         paths=tuple(str(split.records[place].path) for place in places.tolist()),
+        visibility=visibility,
     )
 
 
@@ -113,3 +122,66 @@ def evaluate_network(
 
 def _offset(report: Report, before: int, total: int) -> Callable[[int], None]:
     return lambda done: report(min(before + done, total), total)
+
+
+def measure_parts(
+    network: GSAlign,
+    splits: Sequence[Split],
+    root: Path,
+    config: DataConfig,
+    accelerator: Accelerator,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> PartAgreement | None:
+    """Agreement of a network's part masks with the true parts of a generated set.
+
+    Every process looks at all images.
+
+    Args:
+        network: unwrapped, on the accelerator's device; its mode stays.
+        splits: the images, all below ``root``.
+        root: folder of the set.
+        config: how images are read.
+        accelerator: of the run; its precision is used.
+        progress: called with the number of images done.
+
+    Returns:
+        None where the network has no parts or the set no label maps.
+
+    Raises:
+        DataError: the truth of an image is missing or damaged.
+    """
+    if network.parts is None or not has_part_labels(root):
+        return None
+    shares = {root / row.path: row.visible for row in read_truth(root)}
+    counts = PartCounts(BODY_PARTS, network.config.parts)
+    was_training = network.training
+    network.eval()
+    done = 0
+    try:
+        with torch.inference_mode():
+            for split in splits:
+                for batch in evaluation_loader(split, config):
+                    with accelerator.autocast():
+                        seen = network.forward_features(batch.images.to(accelerator.device)).parts
+                    assert seen is not None
+                    paths = [Path(path) for path in batch.paths]
+                    counts.add(
+                        seen.masks.unflatten(2, network.config.grid),
+                        torch.stack([read_part_labels(root, path) for path in paths]),
+                        seen.visibility,
+                        torch.tensor([_true_shares(shares, path) for path in paths]),
+                    )
+                    done += len(paths)
+                    if progress is not None:
+                        progress(done)
+    finally:
+        network.train(was_training)
+    return counts.agreement()
+
+
+def _true_shares(shares: Mapping[Path, Mapping[str, float]], path: Path) -> list[float]:
+    """Visible share of every body part; a part that the person does not have shows nothing."""
+    if path not in shares:
+        raise DataError(f"{path} is not in the set's table of truth; generate the set again")
+    return [max(shares[path][part], 0.0) for part in BODY_PARTS]

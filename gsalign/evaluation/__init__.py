@@ -8,10 +8,13 @@ from gsalign.evaluation.evaluate import evaluate, evaluate_protocols
 from gsalign.evaluation.features import (
     Features,
     embed_batch,
+    embed_parts_batch,
     evaluate_features,
     extract_features,
+    feature_distances,
 )
 from gsalign.evaluation.metrics import EvaluationResult
+from gsalign.evaluation.part_agreement import PartAgreement, PartCounts, PartMatch
 from gsalign.evaluation.protocols import PROTOCOLS, Protocol, get_protocol
 from gsalign.evaluation.ranking import rank, ranking_report
 from gsalign.evaluation.report import result_rows, results_dict, results_table
@@ -21,14 +24,19 @@ __all__ = [
     "ChanceLevel",
     "EvaluationResult",
     "Features",
+    "PartAgreement",
+    "PartCounts",
+    "PartMatch",
     "Protocol",
     "chance_level",
     "distance_blocks",
     "embed_batch",
+    "embed_parts_batch",
     "evaluate",
     "evaluate_features",
     "evaluate_protocols",
     "extract_features",
+    "feature_distances",
     "get_protocol",
     "histogram_features",
     "pairwise_distances",

@@ -27,6 +27,8 @@ def evaluate(
     gallery_cameras: ArrayLike,
     query_views: ArrayLike | None = None,
     gallery_views: ArrayLike | None = None,
+    query_visibility: Array | None = None,
+    gallery_visibility: Array | None = None,
     protocol: str | Protocol = "all",
     metric: Metric = "cosine",
     ranker: Ranker = "auto",
@@ -44,14 +46,18 @@ def evaluate(
 
     Args:
         distances: ``[Q, G]``, smaller is nearer; NumPy array or tensor on any device.
-        query: query embeddings ``[Q, D]``; need not be normalised.
-        gallery: gallery embeddings ``[G, D]``.
+        query: query embeddings ``[Q, D]``; need not be normalised. With visibilities those of the
+            parts, ``[Q, P, D]``.
+        gallery: gallery embeddings ``[G, D]``, or ``[G, P, D]``.
         query_identities: integers ``[Q]``.
         gallery_identities: integers ``[G]``.
         query_cameras: integers ``[Q]``.
         gallery_cameras: integers ``[G]``.
         query_views: 0 ground, 1 aerial, ``[Q]``; for protocols other than ``"all"``.
         gallery_views: the same for the gallery, ``[G]``.
+        query_visibility: of the parts, ``[Q, P]``; distances are then visibility-weighted, see
+            :func:`gsalign_kernels.part_distance`.
+        gallery_visibility: the same for the gallery, ``[G, P]``.
         protocol: one of ``PROTOCOLS``, or a ``Protocol`` of your own.
         metric: of the embeddings: ``"cosine"`` or ``"euclidean"``.
         ranker: ``"auto"``, ``"cpp"`` or ``"numpy"``; the results are the same.
@@ -76,6 +82,8 @@ def evaluate(
         gallery_cameras=gallery_cameras,
         query_views=query_views,
         gallery_views=gallery_views,
+        query_visibility=query_visibility,
+        gallery_visibility=gallery_visibility,
         protocols=[protocol],
         metric=metric,
         ranker=ranker,
@@ -95,6 +103,8 @@ def evaluate_protocols(
     gallery_cameras: ArrayLike,
     query_views: ArrayLike | None = None,
     gallery_views: ArrayLike | None = None,
+    query_visibility: Array | None = None,
+    gallery_visibility: Array | None = None,
     protocols: Iterable[str | Protocol] = tuple(PROTOCOLS),
     metric: Metric = "cosine",
     ranker: Ranker = "auto",
@@ -111,7 +121,14 @@ def evaluate_protocols(
     if max_rank < 1:
         raise ValueError(f"max_rank is {max_rank}; it must be at least 1")
     chosen = [get_protocol(protocol) for protocol in protocols]
-    blocks, num_queries, num_gallery = _blocks(distances, query, gallery, metric, block_bytes)
+    if (query_visibility is None) != (gallery_visibility is None):
+        raise ValueError("give query_visibility and gallery_visibility, or neither")
+    visibility = None
+    if query_visibility is not None and gallery_visibility is not None:
+        visibility = (query_visibility, gallery_visibility)
+    blocks, num_queries, num_gallery = _blocks(
+        distances, query, gallery, metric, visibility, block_bytes
+    )
     identities = (
         _column("query_identities", query_identities, num_queries),
         _column("gallery_identities", gallery_identities, num_gallery),
@@ -156,11 +173,12 @@ def _blocks(
     query: Array | None,
     gallery: Array | None,
     metric: Metric,
+    visibility: tuple[Array, Array] | None,
     block_bytes: int,
 ) -> tuple[Iterator[tuple[int, NDArray[np.floating]]], int, int]:
     """Return an iterator over blocks of rows as NumPy arrays, and the shape of the whole."""
     if distances is not None:
-        if query is not None or gallery is not None:
+        if query is not None or gallery is not None or visibility is not None:
             raise ValueError("give either distances, or query and gallery, not both")
         matrix = as_tensor(distances, "distances")
         if matrix.dim() != 2:
@@ -170,7 +188,7 @@ def _blocks(
         return ((start, _numpy(block)) for start, block in whole), *matrix.shape
     if query is None or gallery is None:
         raise ValueError("give distances, or both query and gallery")
-    made = distance_blocks(query, gallery, metric, block_bytes=block_bytes)
+    made = distance_blocks(query, gallery, metric, visibility=visibility, block_bytes=block_bytes)
     return ((start, _numpy(block)) for start, block in made), len(query), len(gallery)
 
 

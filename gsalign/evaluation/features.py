@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from gsalign.data.loading import Batch
 from gsalign.data.transforms import normalize as normalize_pixels
 from gsalign.errors import ConfigError, DataError
-from gsalign.evaluation.distances import Metric
+from gsalign.evaluation.distances import Metric, pairwise_distances
 from gsalign.evaluation.evaluate import evaluate_protocols
 from gsalign.evaluation.metrics import MAX_RANK, EvaluationResult
 from gsalign.evaluation.protocols import PROTOCOLS, Protocol
 from gsalign.evaluation.ranking import Ranker
+from gsalign.model import GSAlign, PartEmbeddings
 
 FlipTest = Literal["off", "mean", "published"]
 
@@ -30,12 +31,14 @@ class Features:
     """Embeddings and what is known of the images they are of.
 
     Attributes:
-        embeddings: float32 ``[N, D]`` on the CPU.
+        embeddings: float32 ``[N, D]`` on the CPU; from a network with parts ``[N, 1 + P, C]``, the
+            whole image and its parts.
         identities: raw identities, int64 ``[N]``.
         cameras: int64 ``[N]``.
         views: 0 ground and 1 aerial, int64 ``[N]``.
         indices: place of each image in its split, int64 ``[N]``.
         paths: the files.
+        visibility: float32 ``[N, 1 + P]``, how visible each part is; None without parts.
     """
 
     embeddings: Tensor
@@ -44,6 +47,7 @@ class Features:
     views: NDArray[np.int64]
     indices: NDArray[np.int64]
     paths: tuple[str, ...]
+    visibility: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -70,15 +74,43 @@ def embed_batch(
     Raises:
         ConfigError: ``flip_test`` is something else.
     """
+    mirrored = _mirror_image(images, flip_test)
+    embeddings = embed(images).float()
+    return embeddings if mirrored is None else (embeddings + embed(mirrored).float()) / 2
+
+
+def embed_parts_batch(
+    embed_parts: Callable[[Tensor], PartEmbeddings], images: Tensor, flip_test: FlipTest = "off"
+) -> PartEmbeddings:
+    """The same for a network with parts; the flip test takes the mean of the visibilities too.
+
+    Args:
+        embed_parts: images ``[B, 3, H, W]`` to embeddings of the whole images and their parts.
+        images: as in :func:`embed_batch`.
+        flip_test: likewise.
+
+    Returns:
+        float32 vectors and visibilities.
+
+    Raises:
+        ConfigError: ``flip_test`` is something else.
+    """
+    mirrored = _mirror_image(images, flip_test)
+    seen = [embed_parts(pixels) for pixels in (images, mirrored) if pixels is not None]
+    return PartEmbeddings(
+        vectors=torch.stack([part.vectors.float() for part in seen]).mean(dim=0),
+        visibility=torch.stack([part.visibility.float() for part in seen]).mean(dim=0),
+    )
+
+
+def _mirror_image(images: Tensor, flip_test: FlipTest) -> Tensor | None:
+    """What the flip test embeds besides the images; None without one."""
     if flip_test not in ("off", "mean", "published"):
         raise ConfigError(f"flip_test is {flip_test!r}; it must be 'off', 'mean' or 'published'")
-    embeddings = embed(images).float()
     if flip_test == "off":
-        return embeddings
+        return None
     mirrored = images.flip(-1)
-    if flip_test == "published":
-        mirrored = normalize_pixels(mirrored)
-    return (embeddings + embed(mirrored).float()) / 2
+    return normalize_pixels(mirrored) if flip_test == "published" else mirrored
 
 
 def extract_features(
@@ -94,14 +126,14 @@ def extract_features(
     """Embed every image of a loader; labels are carried along, never used.
 
     A module is put into evaluation mode and back into the mode it was in. Its ``embed`` is called
-    if it has one, else the module itself.
+    if it has one, else the module itself; a network of ours that has parts is asked for these too.
 
     Args:
         model: a network, or any function from images to embeddings.
         loader: an evaluation loader, or any iterable of batches.
         device: where to compute; ``None`` is where the module's parameters are, or the CPU.
         flip_test: see ``embed_batch``.
-        normalize: make every embedding of length 1, once, at the end.
+        normalize: make every embedding, and every part's, of length 1, once, at the end.
         autocast: compute in this type (``torch.bfloat16``, ``torch.float16``); ``None`` does not.
         progress: called after every batch with the number of images done.
 
@@ -113,9 +145,11 @@ def extract_features(
         ConfigError: ``flip_test`` is unknown.
     """
     embed = getattr(model, "embed", model)
+    parted = model if isinstance(model, GSAlign) and model.parts is not None else None
     where = _device_of(model) if device is None else torch.device(device)
     was_training = isinstance(model, nn.Module) and model.training
-    parts: list[Tensor] = []
+    rows: list[Tensor] = []
+    visibilities: list[Tensor] = []
     batches: list[Batch] = []
     done = 0
     if isinstance(model, nn.Module):
@@ -128,18 +162,23 @@ def extract_features(
                     nullcontext() if autocast is None else torch.autocast(where.type, autocast)
                 )
                 with context:
-                    embeddings = embed_batch(embed, images, flip_test)
+                    if parted is not None:
+                        parts = embed_parts_batch(parted.embed_parts, images, flip_test)
+                        embeddings = parts.vectors
+                        visibilities.append(parts.visibility.cpu())
+                    else:
+                        embeddings = embed_batch(embed, images, flip_test)
                 if normalize:
-                    embeddings = F.normalize(embeddings, dim=1)
+                    embeddings = F.normalize(embeddings, dim=-1)
                 embeddings = embeddings.cpu()
-                finite = embeddings.isfinite().all(1)
+                finite = embeddings.isfinite().flatten(1).all(1)
                 if not finite.all():
                     path = batch.paths[int((~finite).nonzero()[0])]
                     raise DataError(
                         f"the embedding of {path} is not finite; the weights of the network "
                         "probably are not"
                     )
-                parts.append(embeddings)
+                rows.append(embeddings)
                 # Only the labels are kept, not the images.
                 batches.append(_without_images(batch))
                 done += len(batch)
@@ -148,7 +187,7 @@ def extract_features(
     finally:
         if isinstance(model, nn.Module):
             model.train(was_training)
-    if not parts:
+    if not rows:
         raise DataError("no images to embed: the loader is empty")
 
     def column(name: str) -> NDArray[np.int64]:
@@ -157,12 +196,13 @@ def extract_features(
 
     return Features(
         # A copy made here is an ordinary tensor; those made in inference mode are not.
-        embeddings=torch.cat(parts),
+        embeddings=torch.cat(rows),
         identities=column("identities"),
         cameras=column("cameras"),
         views=column("views"),
         indices=column("indices"),
         paths=tuple(path for batch in batches for path in batch.paths),
+        visibility=torch.cat(visibilities) if visibilities else None,
     )
 
 
@@ -185,11 +225,30 @@ def evaluate_features(
         gallery_cameras=gallery.cameras,
         query_views=query.views,
         gallery_views=gallery.views,
+        query_visibility=query.visibility,
+        gallery_visibility=gallery.visibility,
         protocols=protocols,
         metric=metric,
         ranker=ranker,
         max_rank=max_rank,
     )
+
+
+def feature_distances(query: Features, gallery: Features, places: slice) -> Tensor:
+    """Cosine distances of some queries to the gallery, by parts where the features have them.
+
+    Args:
+        query: features that ask.
+        gallery: features that are searched.
+        places: which rows of ``query``.
+
+    Returns:
+        ``[number of places, G]``.
+    """
+    visibility = None
+    if query.visibility is not None and gallery.visibility is not None:
+        visibility = (query.visibility[places], gallery.visibility)
+    return pairwise_distances(query.embeddings[places], gallery.embeddings, visibility=visibility)
 
 
 def _device_of(model: object) -> torch.device:

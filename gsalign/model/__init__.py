@@ -5,6 +5,7 @@ from __future__ import annotations
 from gsalign.model.checkpoint import load_model, load_weights, read_weights_config, save_weights
 from gsalign.model.config import DamConfig, HeadsConfig, LossConfig, LtpsConfig, ModelConfig
 from gsalign.model.network import FeatureOutput, GSAlign
+from gsalign.model.parts import PartEmbeddings, PartOutput
 from gsalign.model.pretrained import PretrainedReport, create_model, load_pretrained
 from gsalign.model.published import load_published
 
@@ -16,6 +17,8 @@ __all__ = [
     "LossConfig",
     "LtpsConfig",
     "ModelConfig",
+    "PartEmbeddings",
+    "PartOutput",
     "PretrainedReport",
     "create_model",
     "load_model",

@@ -44,14 +44,10 @@ class DamConfig(_Section):
 
     Attributes:
         enabled: whether the mask generator and its loss exist.
-        parts: 1 describes an image by the mean of its patches, as the published code does. More
-            than 1 is an extension beyond it: that many spatial part masks are learned, and every
-            part of an identity has a prototype of its own, weighted by how visible the part is.
         entropy_weight: weight of the entropy term inside the mask loss.
     """
 
     enabled: bool = True
-    parts: Positive = 1
     entropy_weight: Weight = 0.1
 
 
@@ -71,7 +67,8 @@ class LossConfig(_Section):
     """Weights of the losses. ``mask`` is the paper's beta, ``deformation`` its alpha.
 
     The published CARGO configuration leaves the deformation term out (weight 0); the paper and the
-    published AG-ReID configurations have it.
+    published AG-ReID configurations have it. ``part_identity`` and ``part_collapse`` count only
+    where the network has parts.
     """
 
     identity: Weight = 1.0
@@ -80,6 +77,8 @@ class LossConfig(_Section):
     orthogonality: Weight = 0.001
     mask: Weight = 10.0
     deformation: Weight = 0.5
+    part_identity: Weight = 1.0
+    part_collapse: Weight = 1.0
 
 
 class ModelConfig(_Section):
@@ -90,13 +89,15 @@ class ModelConfig(_Section):
     Attributes:
         image_size: (height, width) in pixels, multiples of ``patch_size``.
         patch_size: side of a patch, and the stride between patches, in pixels.
-        width: channels of a token; also the length of the embedding.
+        width: channels of a token; also the length of an embedding.
         depth: number of transformer blocks.
         num_heads: attention heads; divides ``width``.
         mlp_ratio: hidden width of a block's MLP over ``width``.
         drop_path: rate of stochastic depth in the last block, rising linearly from 0.
         num_identities: classes of the identity head.
         num_views: classes of the view head (0 ground, 1 aerial).
+        parts: P, how many body parts get a spatial mask, an embedding and a visibility of their
+            own; an extension beyond the published code. 0 is the published network.
         pretrained: None, the name of a timm ViT, or the path of a file with its weights; read by
             :func:`gsalign.model.create_model`, not by the constructor of the network.
     """
@@ -110,6 +111,7 @@ class ModelConfig(_Section):
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     num_identities: Positive = 2500
     num_views: Positive = 2
+    parts: Annotated[int, Field(ge=0)] = 0
     ltps: LtpsConfig = LtpsConfig()
     dam: DamConfig = DamConfig()
     heads: HeadsConfig = HeadsConfig()
@@ -147,6 +149,11 @@ class ModelConfig(_Section):
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the patch map."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def embedding_size(self) -> int:
+        """Length of what the network's ``embed`` gives: the image's embedding, then the parts'."""
+        return self.width * (1 + self.parts)
 
     @property
     def ltps_layers(self) -> tuple[int, ...]:

@@ -39,41 +39,6 @@ class MaskGenerator(nn.Module):
         return self.out(self.norm(self.hidden(feature)).relu()).sigmoid()
 
 
-class PartMasks(nn.Module):
-    """Spatial masks of a few parts, from a linear map of the raw patch embeddings.
-
-    At every patch the masks are a softmax over the parts. An extension beyond the published code,
-    whose masks are over channels only.
-
-    Args:
-        width: channels of a patch embedding.
-        parts: number of parts.
-    """
-
-    def __init__(self, width: int, parts: int) -> None:
-        super().__init__()
-        self.logits = nn.Linear(width, parts)
-        nn.init.trunc_normal_(self.logits.weight, std=0.02)
-        nn.init.zeros_(self.logits.bias)
-
-    def masks(self, patches: Tensor) -> Tensor:
-        """``[B, N, C] -> [B, parts, N]``, summing to 1 over the parts; for pictures."""
-        return promote(self.logits(patches)).softmax(dim=2).transpose(1, 2)
-
-    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean patch of every part, and how visible the part is.
-
-        Args:
-            patches: ``[B, N, C]`` raw patch embeddings.
-
-        Returns:
-            ``[B, parts, C]`` means weighted by the masks, and ``[B, parts]`` visibilities, the
-            largest weight of the part anywhere on the map.
-        """
-        logits = promote(self.logits(patches)).transpose(1, 2)
-        return gsalign_kernels.masked_part_pool(patches, logits, activation="softmax")
-
-
 class DAM(nn.Module):
     """Dynamic alignment: distance to masked class prototypes, plus the entropy of the masks.
 
@@ -81,39 +46,44 @@ class DAM(nn.Module):
     normalised(normalised(class mean of f) * m); loss = mean (g - prototype)^2 over batch and
     channels + ``entropy_weight`` * mean(-m log m). Class means are those of the batch.
 
-    With more than one part, f is the unit mean patch of a part times the part's visibility, and
-    every part of an identity is a class: g ignores the length of f, while class means weigh each
-    image by how much of the part it shows.
+    Where the network has body parts, every part of an identity is a class too, and its loss is
+    added: f is then the unit mean patch of the part times the part's visibility; g ignores the
+    length of f, while class means weigh each image by how much of the part it shows.
 
     Args:
         width: channels of a patch embedding.
-        config: number of parts and weight of the entropy.
+        config: weight of the entropy.
     """
 
     def __init__(self, width: int, config: DamConfig) -> None:
         super().__init__()
         self.entropy_weight = config.entropy_weight
         self.mask = MaskGenerator(width)
-        self.parts = PartMasks(width, config.parts) if config.parts > 1 else None
 
-    def forward(self, patches: Tensor, identities: Tensor) -> Tensor:
+    def forward(
+        self, patches: Tensor, identities: Tensor, part_logits: Tensor | None = None
+    ) -> Tensor:
         """The unweighted loss of a batch.
 
         Args:
             patches: ``[B, N, C]``, patch embeddings before the position embedding is added.
             identities: ``[B]`` int64.
+            part_logits: ``[B, P + 1, N]`` of the masks of background and parts, or None.
 
         Returns:
             Scalar, float32 (float64 for float64 patches), whatever autocast says.
         """
-        if self.parts is None:
-            return self.alignment(patch_mean(patches), identities)
-        pooled, visibility = self.parts(patches)
+        whole = self.alignment(patch_mean(patches), identities)
+        if part_logits is None:
+            return whole
+        pooled, visibility = gsalign_kernels.masked_part_pool(
+            patches, part_logits, activation="softmax", background=True
+        )
         count = pooled.shape[1]
         features = functional.normalize(promote(pooled), dim=2) * visibility.unsqueeze(2)
         part = torch.arange(count, device=identities.device)
         classes = identities.unsqueeze(1) * count + part
-        return self.alignment(features.flatten(0, 1), classes.flatten())
+        return whole + self.alignment(features.flatten(0, 1), classes.flatten())
 
     def alignment(self, features: Tensor, classes: Tensor) -> Tensor:
         """The unweighted loss of features ``[M, C]`` of classes ``[M]`` int64; a scalar."""

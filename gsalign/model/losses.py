@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +25,25 @@ def classification(logits: Tensor, labels: Tensor) -> Tensor:
     """
     per_sample = functional.cross_entropy(promote(logits), labels, reduction="none")
     return per_sample.sum() / (per_sample != 0).sum().clamp(min=1)
+
+
+def weighted_classification(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of several views of every sample, averaged with weights.
+
+    Args:
+        logits: ``[B, P, N]``.
+        labels: ``[B]`` int64 in [0, N), the same for all P.
+        weights: ``[B, P]``, not negative.
+
+    Returns:
+        Scalar; 0 when all weights are.
+    """
+    batch, parts, _ = logits.shape
+    repeated = labels.unsqueeze(1).expand(batch, parts).flatten()
+    per_sample = functional.cross_entropy(promote(logits).flatten(0, 1), repeated, reduction="none")
+    total = weights.sum()
+    weighted = (per_sample * weights.flatten()).sum()
+    return weighted / torch.where(total > 0, total, 1.0)
 
 
 def batch_hard_triplet(features: Tensor, identities: Tensor) -> Tensor:
@@ -60,3 +81,29 @@ def orthogonality(feature: Tensor, view_feature: Tensor) -> Tensor:
 def deformation(angles: Tensor) -> Tensor:
     """Sum over layers of the mean absolute angle: ``[L, B]`` radians ``-> scalar``; 0 for L = 0."""
     return angles.abs().mean(dim=1).sum()
+
+
+def part_collapse(logits: Tensor) -> Tensor:
+    """What keeps the parts apart: 0 when every patch is one part's and all parts are as large.
+
+    The mean entropy of the masks over log(P + 1), plus what the entropy of the parts' shares of
+    the image lacks to log(P), over log(P). The two together are an information about which part a
+    patch belongs to: masks that are the same everywhere cost 1, whatever they are, so there is
+    nothing to gain from one part taking everything, as with the first term alone. By image, since
+    masks that share the images among them, not each image, would be no parts. The background
+    may have any share.
+
+    Args:
+        logits: ``[B, P + 1, N]``, channel 0 the background.
+
+    Returns:
+        Scalar in [0, 2].
+    """
+    channels = logits.shape[1]
+    log_masks = promote(logits).log_softmax(dim=1)
+    undecided = -(log_masks.exp() * log_masks).sum(dim=1).mean() / math.log(channels)
+    log_shares = log_masks[:, 1:].logsumexp(dim=2).log_softmax(dim=1)
+    if channels == 2:  # one part has nobody to share with
+        return undecided
+    spread = -(log_shares.exp() * log_shares).sum(dim=1).mean()
+    return undecided + 1.0 - spread / math.log(channels - 1)

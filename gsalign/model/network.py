@@ -11,6 +11,7 @@ from gsalign.model import losses
 from gsalign.model.config import ModelConfig
 from gsalign.model.dam import DAM, patch_mean
 from gsalign.model.heads import ClassifierHead
+from gsalign.model.parts import PartBranch, PartEmbeddings, PartOutput
 from gsalign.model.precision import promote, without_autocast
 from gsalign.model.vit import Backbone
 
@@ -25,6 +26,7 @@ class FeatureOutput:
         feature: ``[B, C]``, ``global_feature - view_feature``.
         patch_mean: ``[B, C]``, mean of the raw patch embeddings.
         angles: ``[L, B]``, LTPS angles in radians, one row per layer that has an LTPS.
+        parts: masks, embeddings and visibilities of the body parts; None where there are none.
     """
 
     global_feature: Tensor
@@ -32,6 +34,7 @@ class FeatureOutput:
     feature: Tensor
     patch_mean: Tensor
     angles: Tensor
+    parts: PartOutput | None = None
 
 
 class GSAlign(nn.Module):
@@ -54,6 +57,10 @@ class GSAlign(nn.Module):
         self.dam = DAM(config.width, config.dam) if config.dam.enabled else None
         self.identity_head = ClassifierHead(config.width, config.num_identities)
         self.view_head = ClassifierHead(config.width, config.num_views)
+        # Last, so that a network without parts draws the same initial values as ever.
+        self.parts: PartBranch | None = None
+        if config.parts:
+            self.parts = PartBranch(config.width, config.grid, config.parts, config.num_identities)
 
     def _check(self, images: Tensor) -> None:
         height, width = self.config.image_size
@@ -68,12 +75,17 @@ class GSAlign(nn.Module):
                 "(x - 127.5) / 127.5"
             )
 
-    def _features(self, patches: Tensor, *, stochastic: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Global and view features ``[B, C]`` and angles ``[L, B]`` from raw patch embeddings."""
-        tokens, angles = self.backbone(patches, stochastic=stochastic)
-        # Only the two prefix tokens are read, and the norm acts on each token alone.
+    def _features(
+        self, patches: Tensor, *, stochastic: bool
+    ) -> tuple[Tensor, Tensor, Tensor, PartOutput | None]:
+        """Global and view features ``[B, C]``, angles ``[L, B]`` and parts, from raw patches."""
+        tokens, angles = self.backbone(
+            patches, all_tokens=self.parts is not None, stochastic=stochastic
+        )
+        # Without parts only the two prefix tokens are read; the norm acts on each token alone.
         normalised = promote(self.backbone.norm(tokens))
-        return normalised[:, 0], normalised[:, 1], angles
+        parts = None if self.parts is None else self.parts(normalised)
+        return normalised[:, 0], normalised[:, 1], angles, parts
 
     def forward_features(self, images: Tensor) -> FeatureOutput:
         """Features of normalised images ``[B, 3, H, W]`` before the heads.
@@ -86,13 +98,14 @@ class GSAlign(nn.Module):
         """
         self._check(images)
         patches = self.backbone.patches(images)
-        global_feature, view_feature, angles = self._features(patches, stochastic=True)
+        global_feature, view_feature, angles, parts = self._features(patches, stochastic=True)
         return FeatureOutput(
             global_feature=global_feature,
             view_feature=view_feature,
             feature=global_feature - view_feature,
             patch_mean=patch_mean(patches),
             angles=angles,
+            parts=parts,
         )
 
     def embed(self, images: Tensor) -> Tensor:
@@ -104,16 +117,45 @@ class GSAlign(nn.Module):
             images: ``[B, 3, H, W]``, normalised.
 
         Returns:
-            ``[B, C]``, not normalised; compare by cosine.
+            ``[B, D]``, not normalised; compare by cosine. D is the width; with parts
+            ``config.embedding_size``, see :meth:`PartEmbeddings.flat`.
 
         Raises:
             ValueError: the images have another size than the network.
             TypeError: the images are not floating point.
         """
+        feature, parts = self._embedded(images)
+        return feature if parts is None else self._with_parts(feature, parts).flat()
+
+    def embed_parts(self, images: Tensor) -> PartEmbeddings:
+        """Embeddings of the whole image and of its parts, and how visible each is.
+
+        As :meth:`embed` otherwise. Compare by :func:`gsalign_kernels.part_distance`. Without parts
+        the whole image is all there is.
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised.
+
+        Raises:
+            ValueError: the images have another size than the network.
+            TypeError: the images are not floating point.
+        """
+        return self._with_parts(*self._embedded(images))
+
+    def _embedded(self, images: Tensor) -> tuple[Tensor, PartOutput | None]:
+        """The identity neck's output ``[B, C]``, and the parts before their necks."""
         self._check(images)
         patches = self.backbone.patches(images)
-        global_feature, view_feature, _ = self._features(patches, stochastic=False)
-        return self.identity_head.embed(global_feature - view_feature)
+        global_feature, view_feature, _, parts = self._features(patches, stochastic=False)
+        return self.identity_head.embed(global_feature - view_feature), parts
+
+    def _with_parts(self, feature: Tensor, parts: PartOutput | None) -> PartEmbeddings:
+        vectors, visibility = feature.unsqueeze(1), feature.new_ones(feature.shape[0], 1)
+        if self.parts is not None and parts is not None:
+            embedded = self.parts.embed(parts.pooled)
+            vectors = torch.cat([vectors, embedded.to(feature.dtype)], dim=1)
+            visibility = torch.cat([visibility, parts.visibility.to(feature.dtype)], dim=1)
+        return PartEmbeddings(vectors, visibility)
 
     def losses(self, images: Tensor, identities: Tensor, views: Tensor) -> dict[str, Tensor]:
         """The terms of the training loss, weights applied; their sum is what training minimises.
@@ -129,7 +171,8 @@ class GSAlign(nn.Module):
         Returns:
             Scalars ``identity``, ``triplet``, ``view``, ``orthogonality``, ``mask`` and
             ``deformation``, float32 (float64 for a float64 network). Without DAM ``mask`` is 0,
-            without LTPS ``deformation`` is 0.
+            without LTPS ``deformation`` is 0. With parts also ``part_identity`` and
+            ``part_collapse``.
 
         Raises:
             ValueError: images or labels have the wrong size.
@@ -149,7 +192,7 @@ class GSAlign(nn.Module):
             )
         identities, views = identities.long(), views.long()
         patches = self.backbone.patches(images)
-        global_feature, view_feature, angles = self._features(patches, stochastic=True)
+        global_feature, view_feature, angles, parts = self._features(patches, stochastic=True)
         feature = global_feature - view_feature
         identity_logits = self.identity_head(feature)
         if self.config.heads.published_double_pass:
@@ -157,18 +200,26 @@ class GSAlign(nn.Module):
         view_logits = self.view_head(view_feature)
 
         weights = self.config.losses
-        # Outside the switch below: the part masks' matrix product is the backbone's kind of work.
-        mask = feature.new_zeros(()) if self.dam is None else self.dam(patches, identities)
+        part_logits = None if parts is None else parts.logits
         with without_autocast(images):
-            return {
+            terms = {
                 "identity": weights.identity * losses.classification(identity_logits, identities),
                 "triplet": weights.triplet * losses.batch_hard_triplet(feature, identities),
                 "view": weights.view * losses.classification(view_logits, views),
                 "orthogonality": weights.orthogonality
                 * losses.orthogonality(feature, view_feature),
-                "mask": weights.mask * mask,
+                "mask": feature.new_zeros(())
+                if self.dam is None
+                else weights.mask * self.dam(patches, identities, part_logits),
                 "deformation": weights.deformation * losses.deformation(angles),
             }
+            if self.parts is not None and parts is not None:
+                terms |= {
+                    "part_identity": weights.part_identity
+                    * self.parts.identity_loss(parts, identities),
+                    "part_collapse": weights.part_collapse * losses.part_collapse(parts.logits),
+                }
+            return terms
 
     def forward(
         self, images: Tensor, identities: Tensor | None = None, views: Tensor | None = None

@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from torch import Tensor
 
-from gsalign.data import VIEW_NAMES, ImageRecord, denormalize, normalize, read_image, resize
+from gsalign.data import VIEW_NAMES, ImageRecord
 from gsalign.model import GSAlign
 from gsalign.model.ltps import LTPS
+from gsalign.visualize.looking import look_at
 from gsalign.visualize.style import INK, QUIET, house_style, new_figure, save_figure
 
 _WARPED = "#ffb000"
@@ -48,20 +49,14 @@ def ltps_grids(
         what = "the network has no LTPS" if not layers else "records is empty"
         raise ValueError(f"{what}: there is no grid to draw")
     size, patch = network.config.image_size, network.config.patch_size
-    images = torch.stack([normalize(resize(read_image(r.path), size)) for r in records])
-    device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
+    pictures, output = look_at(network, records)
     with torch.no_grad():
-        angles = network.forward_features(images.to(device)).angles
         grids = [
             module.sampling_grid(angle).cpu()
-            for (_, module), angle in zip(layers, angles, strict=True)
+            for (_, module), angle in zip(layers, output.angles, strict=True)
         ]
-    network.train(was_training)
-    angles = angles.cpu()
+    angles = output.angles.cpu()
     points = [module.source_points.detach().cpu() for _, module in layers]
-    pictures = denormalize(images).permute(0, 2, 3, 1).numpy()
 
     # Images in rows under many layers, in columns beside few: nearer to a square.
     in_rows = len(layers) > len(records)

@@ -17,6 +17,7 @@ from gsalign import __version__
 from gsalign.cli import info
 from gsalign.cli.main import main, parse
 from gsalign.config import load_config
+from gsalign.data.synthetic import BODY_PARTS
 from gsalign.engine.metrics import read_metrics
 from gsalign.evaluation import PROTOCOLS
 from gsalign.model import load_model
@@ -29,6 +30,7 @@ GENERATED = (
     "images_per_identity_ground=2",
     "queries_per_identity=2",
     "image_size=[32,16]",
+    "write_parts=true",
 )
 
 
@@ -125,11 +127,17 @@ def test_a_generated_set_goes_all_the_way(call, settings, tmp_path):
     assert "all 24 images can be read" in told
     assert "all" in told and "can be read" not in call("data", "check", root, "--fast")
 
-    told = call(*train(settings, root, folder, "training.iterations=2"))
-    assert "iter: 2/2" in told and "cargo ALL" in told
+    told = call(*train(settings, root, folder, "training.iterations=2", "model.parts=2"))
+    assert "iter: 2/2" in told and "cargo ALL" in told and "part_identity: " in told
+
+    results = tmp_path / "results.json"
+    told = call("eval", "--checkpoint", folder / "model_final.safetensors", "--json", results)
+    assert "part masks against the truth, 8 images" in told
+    parts = json.loads(results.read_text(encoding="utf-8"))["parts"]
+    assert set(parts["parts"]) == set(BODY_PARTS) and 0 <= parts["mean_iou"] <= 1
 
     told = call("visualize", "--run", folder)
-    for name in ("training_curves", "rank_lists", "ltps_grids", "contact_sheet"):
+    for name in ("training_curves", "rank_lists", "ltps_grids", "part_masks", "contact_sheet"):
         assert f"wrote {folder / name}.png" in told
         assert_picture(folder / f"{name}.png")
 
@@ -165,6 +173,13 @@ def test_train_resumes_and_replaces_on_request_only(call, refuse, settings, peop
     told = call(*train(settings, people, folder, "--overwrite", "training.iterations=1"))
     assert "iter: 1/1" in told
     assert len(read_metrics(folder / "metrics.json")) == 2
+
+
+def test_eval_without_the_true_parts_says_nothing_of_them(call, settings, people, tmp_path):
+    folder = tmp_path / "run"
+    call(*train(settings, people, folder, "training.iterations=1", "model.parts=2"))
+    told = call("eval", "--checkpoint", folder / "model_final.safetensors")
+    assert "cargo ALL" in told and "part masks" not in told
 
 
 def test_a_run_resumes_from_its_folder_alone(call, settings, people, tmp_path):

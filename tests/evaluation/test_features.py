@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -16,14 +17,18 @@ from gsalign.evaluation import (
     PROTOCOLS,
     chance_level,
     embed_batch,
+    embed_parts_batch,
+    evaluate,
     evaluate_features,
     evaluate_protocols,
     extract_features,
+    feature_distances,
     histogram_features,
     results_dict,
     results_table,
 )
 from gsalign.evaluation.baselines import _expected
+from gsalign.model import GSAlign, ModelConfig
 
 
 def batches(count=10, size=4, seed=0):
@@ -257,3 +262,81 @@ def test_the_result_table_is_complete_in_80_columns():
     ]
     assert results_dict(results)["all"] == results["all"].as_dict()
     assert "-" in results_table({"x": {"valid_queries": 0, "queries": 2}}).columns[1]._cells
+
+
+@pytest.fixture
+def parted() -> GSAlign:
+    torch.manual_seed(0)
+    return GSAlign(
+        ModelConfig(
+            image_size=(8, 6), patch_size=2, width=8, depth=1, num_heads=2, num_identities=3,
+            parts=2, ltps={"layers": ()},
+        )
+    )  # fmt: skip
+
+
+def test_a_network_with_parts_gives_those_too(parted):
+    features = extract_features(parted, batches())
+    images = torch.cat([batch.images for batch in batches()])
+    with torch.no_grad():
+        wanted = parted.embed_parts(images)
+    assert features.embeddings.shape == (10, 3, 8) and features.visibility.shape == (10, 3)
+    assert torch.allclose(features.visibility, wanted.visibility, atol=1e-6)
+    unit = nn.functional.normalize(wanted.vectors, dim=2)
+    assert torch.allclose(features.embeddings, unit, atol=1e-5)
+
+    both = [parted.embed_parts(x) for x in (images, images.flip(-1))]
+    mean = embed_parts_batch(parted.embed_parts, images, "mean")
+    for name in ("vectors", "visibility"):
+        average = (getattr(both[0], name) + getattr(both[1], name)) / 2
+        assert torch.allclose(getattr(mean, name), average, atol=1e-6)
+    with pytest.raises(ConfigError, match="flip_test is 'on'"):
+        embed_parts_batch(parted.embed_parts, images, "on")
+
+
+def test_features_with_parts_are_compared_by_visible_parts(parted):
+    features = extract_features(parted, batches())
+    # Parts 1 and 2 of some images are hidden, and what their vectors hold must not matter.
+    hidden = features.visibility.clone()
+    hidden[::2, 1:] = 0.0
+    spoilt = features.embeddings.clone()
+    spoilt[::2, 1:] = 7.0
+    changed = dataclasses.replace(features, embeddings=spoilt, visibility=hidden)
+    distances = feature_distances(changed, changed, slice(0, 10))
+    unit = features.embeddings.double()
+    cosines = torch.einsum("apc,bpc->abp", unit, unit)
+    weights = (hidden.double().unsqueeze(1) * hidden.double().unsqueeze(0)).sqrt()
+    wanted = (weights * (1 - cosines)).sum(dim=2) / weights.sum(dim=2)
+    assert torch.allclose(distances.double(), wanted, atol=1e-5)
+    # The same through the public entrance, in blocks of one row.
+    labels = {
+        "query_identities": features.identities, "gallery_identities": features.identities,
+        "query_cameras": features.cameras, "gallery_cameras": features.cameras,
+        "query_views": features.views, "gallery_views": features.views,
+    }  # fmt: skip
+    ours = evaluate_features(changed, changed, protocols=["all"])["all"]
+    theirs = evaluate(wanted.float(), **labels)
+    assert np.array_equal(ours.average_precision, theirs.average_precision)
+    small = evaluate(
+        query=spoilt, gallery=spoilt, query_visibility=hidden, gallery_visibility=hidden,
+        block_bytes=1, **labels,
+    )  # fmt: skip
+    assert np.array_equal(ours.average_precision, small.average_precision)
+
+
+def test_visibilities_come_in_pairs(parted):
+    features = extract_features(parted, batches())
+    labels = {
+        "query_identities": features.identities, "gallery_identities": features.identities,
+        "query_cameras": features.cameras, "gallery_cameras": features.cameras,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="query_visibility and gallery_visibility"):
+        evaluate(
+            query=features.embeddings, gallery=features.embeddings,
+            query_visibility=features.visibility, **labels,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="either distances, or query and gallery"):
+        evaluate(
+            np.zeros((10, 10)), query_visibility=features.visibility,
+            gallery_visibility=features.visibility, **labels,
+        )  # fmt: skip

@@ -17,9 +17,18 @@ from PIL import Image
 from gsalign.errors import DataError
 from gsalign.evaluation import PROTOCOLS
 from gsalign.model import GSAlign, ModelConfig
-from gsalign.visualize import RankList, choose_queries, ltps_grids, rank_lists, training_curves
+from gsalign.visualize import (
+    RankList,
+    choose_queries,
+    ltps_grids,
+    part_masks,
+    rank_lists,
+    training_curves,
+)
 from gsalign.visualize import style as style_module
+from gsalign.visualize.looking import look_at
 from gsalign.visualize.ltps_grids import _to_pixels
+from gsalign.visualize.part_masks import OPACITY, _cover, part_colour
 from gsalign.visualize.style import RIGHT, RIGHT_SAME_VIEW, WRONG, house_style, new_figure
 
 
@@ -85,7 +94,7 @@ def panels(monkeypatch):
         made.append(new_figure(*arguments))
         return made[-1]
 
-    for name in ("curves", "rank_lists", "ltps_grids"):
+    for name in ("curves", "rank_lists", "ltps_grids", "part_masks"):
         # The package has functions of these names, which hide the modules.
         monkeypatch.setattr(sys.modules[f"gsalign.visualize.{name}"], "new_figure", keep)
     return made
@@ -258,6 +267,42 @@ def test_the_grid_of_a_network_that_turns_is_turned(tmp_path, dataset, panels):
     ).max()
     (told,) = [text for text in texts(panels[0]) if text.endswith("°")]
     assert abs(float(told[:-1])) > 5 and moved > 1
+
+
+def test_part_masks_paint_every_image_and_show_what_is_visible(tmp_path, dataset, panels):
+    model = network(parts=3).train()
+    records = dataset.query.records[:4]
+    path = tmp_path / "masks.png"
+    part_masks(model, records, path, title="masks")
+    assert model.training
+    (figure,) = panels
+    assert len(figure.axes) == 3 * 4
+    _, output = look_at(model, records)
+    assert not output.parts.visibility.requires_grad and model.training
+    for axes, visibility in zip(figure.axes[8:], output.parts.visibility, strict=True):
+        heights = [bar.get_height() for bar in axes.patches]
+        assert heights == pytest.approx(visibility.tolist())
+    assert "masks" in texts(figure)
+
+
+def test_colour_is_as_strong_as_the_mask():
+    images = torch.full((1, 3, 4, 4), 0.5)
+    masks = torch.zeros(1, 3, 2, 2)
+    masks[:, 0, 0], masks[:, 1, 1, 0], masks[:, 2, 1, 1] = 1.0, 1.0, 1.0
+    covered = torch.from_numpy(_cover(images, masks, (4, 4)))
+    assert covered.shape == (1, 4, 4, 3)
+    assert (covered[0, :2] == 0.5).all()  # the background keeps the image
+    for column, part in ((0, 0), (3, 1)):
+        colour = torch.tensor(matplotlib.colors.to_rgb(part_colour(part)))
+        wanted = (1 - OPACITY) * 0.5 + OPACITY * colour
+        torch.testing.assert_close(covered[0, 3, column], wanted)
+
+
+def test_part_masks_of_nothing_are_refused(tmp_path, dataset):
+    with pytest.raises(ValueError, match="the network has no parts"):
+        part_masks(network(), dataset.query.records[:1], tmp_path / "a.png")
+    with pytest.raises(ValueError, match="records is empty"):
+        part_masks(network(parts=2), [], tmp_path / "a.png")
 
 
 def test_places_are_centres_of_patches():

@@ -14,13 +14,14 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from PIL import Image
 
 from gsalign.data.synthetic.config import RENDERER_VERSION, SyntheticConfig
 from gsalign.data.synthetic.identity import Appearance, sample_appearances
+from gsalign.data.synthetic.part_labels import part_label_path
 from gsalign.data.synthetic.plan import ImageSpec, plan_images
 from gsalign.data.synthetic.render import render
 from gsalign.data.synthetic.truth import TruthRow, write_truth
@@ -28,7 +29,6 @@ from gsalign.errors import DataError
 from gsalign.files import atomic_write
 
 MARKER_FILE = "generated.json"
-PARTS_FOLDER = "parts"
 # Pixels per batch: large enough to drown the cost of a call, small enough for the caches.
 _BATCH_PIXELS = 16 * 128 * 64
 
@@ -130,7 +130,8 @@ def generate(
         for spec in specs:
             (temporary / spec.path).parent.mkdir(parents=True, exist_ok=True)
             if config.write_parts:
-                (temporary / PARTS_FOLDER / spec.path).parent.mkdir(parents=True, exist_ok=True)
+                maps = temporary / part_label_path(PurePosixPath(spec.path))
+                maps.parent.mkdir(parents=True, exist_ok=True)
         rows: dict[str, TruthRow] = {}
         with _single_thread():
             for batch in _render_all(temporary, specs, config, workers, str(device)):
@@ -289,8 +290,7 @@ def _write_batch(
         picture = Image.fromarray(images[index])
         picture.save(folder / spec.path, quality=config.jpeg_quality, subsampling=0)
         if labels is not None:
-            path = (folder / PARTS_FOLDER / spec.path).with_suffix(".png")
-            Image.fromarray(labels[index]).save(path)
+            Image.fromarray(labels[index]).save(folder / part_label_path(PurePosixPath(spec.path)))
     return rendering.truth
 
 
