@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks.measure import measure_case
     from benchmarks.rows import Row, conditions_here, slug, write_csv
     from benchmarks.table import show
-    from benchmarks.timing import Settings
+    from benchmarks.timing import Settings, own_stream
 
     families = (bench_warp, bench_tps, bench_pool, bench_prototype)
     known = [n for family in (*families, bench_model) for n in (family.FAMILY, *family.OPERATORS)]
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         compile=not (options.no_compile or options.quick),
         full=options.full,
     )
-    settings = Settings.quick() if options.quick else Settings()
+    settings = Settings.for_device(choice.device, quick=options.quick)
     conditions = conditions_here(choice.device)
     # A log has no width; the table needs this much.
     console = Console() if sys.stdout.isatty() else Console(width=150)
@@ -107,27 +107,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = "WRONG" if isinstance(error, WrongResultError) else "FAILED"
         progress.print(f"{kind}: {error}", style="bold red", highlight=False, markup=False)
 
-    for family in families:
-        if not {family.FAMILY, *family.OPERATORS} & set(wanted):
-            continue
-        for case in family.cases(choice):
-            if not {family.FAMILY, case.op} & set(wanted):
+    with own_stream(choice.device):
+        for family in families:
+            if not {family.FAMILY, *family.OPERATORS} & set(wanted):
                 continue
-            progress.print(f"{case.op} {case.shape} {case.dtype}", style="dim", highlight=False)
+            for case in family.cases(choice):
+                if not {family.FAMILY, case.op} & set(wanted):
+                    continue
+                progress.print(f"{case.op} {case.shape} {case.dtype}", style="dim", highlight=False)
+                try:
+                    for row in measure_case(case, choice, settings):
+                        keep(row)
+                except (WrongResultError, RuntimeError) as error:
+                    wrong = True
+                    report(error)
+        if {bench_model.FAMILY, *bench_model.OPERATORS} & set(wanted):
+            progress.print("gsalign", style="dim")
             try:
-                for row in measure_case(case, choice, settings):
+                for row in bench_model.measure(choice, settings):
                     keep(row)
             except (WrongResultError, RuntimeError) as error:
                 wrong = True
                 report(error)
-    if {bench_model.FAMILY, *bench_model.OPERATORS} & set(wanted):
-        progress.print("gsalign", style="dim")
-        try:
-            for row in bench_model.measure(choice, settings):
-                keep(row)
-        except (WrongResultError, RuntimeError) as error:
-            wrong = True
-            report(error)
 
     show(rows, conditions, console)
     target = options.out

@@ -94,7 +94,7 @@ def measure_network(
                 note="kernels chosen by --kernels " + choice_name,
             )
             subjects.append(Subject(row, [call]))
-        yield from time_subjects(subjects, device, settings, images=batch)
+        yield from time_subjects(subjects, device, settings, images=batch, graphs=False)
 
 
 def _under(choice: str, call: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -8,6 +8,12 @@
 # limit of its own, nine minutes together; a failing step does not stop the next, and the exit status
 # is the number of steps that failed. CUDA is compiled for this machine's GPU alone, unless
 # TORCH_CUDA_ARCH_LIST says otherwise.
+#
+#   PREBUILT=1     the extension was built elsewhere and lies in gsalign_kernels/
+#   COMMIT         what to call the commit in the results, where there is no git
+#   STEPS          the steps to run, as "tests benchmarks"; all of them otherwise
+#   BENCHMARK      arguments of `python -m benchmarks`, as "--only warp"
+#   PROFILE        operators whose kernels are profiled, as "warp_tokens warp_image"
 set -u
 
 if [ $# -ne 1 ]; then
@@ -26,6 +32,9 @@ failed=0
 step() {
   local name=$1 limit=$2
   shift 2
+  if [ -n "${STEPS:-}" ] && [[ " $STEPS " != *" $name "* ]]; then
+    return
+  fi
   local begin=$SECONDS status
   echo "== $name: $*"
   timeout "$limit" "$@" >"$out/$name.log" 2>&1
@@ -54,15 +63,32 @@ if command -v nvidia-smi >/dev/null; then
 fi
 target=${TORCH_CUDA_ARCH_LIST:-$("$python" -c \
   'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)}
-step build 120 env FORCE_CUDA=1 ${target:+TORCH_CUDA_ARCH_LIST="$target"} \
-  "$python" setup.py build_ext --inplace
+if [ -z "${PREBUILT:-}" ]; then
+  step build 120 env FORCE_CUDA=1 ${target:+TORCH_CUDA_ARCH_LIST="$target"} \
+    "$python" setup.py build_ext --inplace
+fi
 step report 20 "$python" -c "import gsalign_kernels as k; print(k.kernel_report())"
 # What needs no GPU is tested where there is none.
-step tests 150 "$python" -m pytest tests/kernels -p no:cacheprovider -k "cuda or triton or gpu" \
+workers=$("$python" -c 'import os, xdist; print("-n", min(8, os.cpu_count()))' 2>/dev/null)
+# shellcheck disable=SC2086
+step tests 180 "$python" -m pytest tests/kernels $workers -p no:cacheprovider -rf \
+  -k "cuda or triton or gpu" \
   --ignore tests/kernels/test_gpu_targets.py --ignore tests/kernels/test_triton_interpreted.py
-step benchmarks 100 "$python" -m benchmarks --device cuda --no-compile --out "$out/benchmarks.csv"
+# shellcheck disable=SC2086
+step benchmarks 200 "$python" -m benchmarks --device cuda --out "$out/benchmarks.csv" \
+  ${BENCHMARK:---no-compile}
 if [ -s "$out/benchmarks.csv" ]; then
   step plots 20 "$python" -m benchmarks.plot "$out/benchmarks.csv" --out "$out/figures"
+fi
+
+profiler=$(command -v ncu || ls /usr/local/cuda/bin/ncu 2>/dev/null)
+if [ -n "${PROFILE:-}" ] && [ -n "$profiler" ]; then
+  # shellcheck disable=SC2086
+  step profile 90 "$profiler" --clock-control none --csv --page raw --log-file "$out/profile.csv" \
+    --kernel-name "regex:(warp|tps|pool|prototype|distance|reduce)_" \
+    --section SpeedOfLight --section MemoryWorkloadAnalysis --section WarpStateStats \
+    --section Occupancy --section LaunchStats \
+    "$python" -m benchmarks.touch --device cuda --measured-sizes --only $PROFILE
 fi
 
 sanitizer=$(find_sanitizer)

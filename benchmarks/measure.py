@@ -20,7 +20,15 @@ from benchmarks.case import (
     Tensors,
 )
 from benchmarks.rows import Row
-from benchmarks.timing import Settings, clock_for, interleave, percentile
+from benchmarks.timing import (
+    EventClock,
+    NoGraphError,
+    Replay,
+    Settings,
+    clock_for,
+    interleave,
+    percentile,
+)
 from benchmarks.yardstick import make_copy
 
 COPY = "copy"
@@ -74,6 +82,7 @@ def time_subjects(
     *,
     moved: int | None = None,
     images: int | None = None,
+    graphs: bool = True,
 ) -> list[Row]:
     """Rows of the subjects, timed in turns; with a row of the copy where bytes are counted.
 
@@ -83,6 +92,7 @@ def time_subjects(
         settings: for how long.
         moved: counted minimal bytes of a call.
         images: images a call handles.
+        graphs: whether, on CUDA, calls are timed as CUDA graphs beside being launched one by one.
     """
     if not subjects:
         return []
@@ -98,6 +108,12 @@ def time_subjects(
     samples = interleave(
         {entry.row.implementation: entry.calls for entry in entries}, clock_for(device), settings
     )
+    launched: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    if device.type == "cuda" and graphs:
+        launched = {name: percentile(times, 0.5) for name, times in samples.items()}
+        replayed, reasons = _replayed(entries, settings)
+        samples |= replayed
     medians = {name: percentile(times, 0.5) for name, times in samples.items()}
     gb = {name: rates[name] / (1e6 * medians[name]) for name in rates}
     rows = []
@@ -106,6 +122,8 @@ def time_subjects(
         rows.append(
             replace(
                 entry.row,
+                launched_ms=launched.get(name),
+                note="; ".join(filter(None, [entry.row.note, reasons.get(name)])),
                 p20_ms=percentile(samples[name], 0.2),
                 p50_ms=medians[name],
                 p80_ms=percentile(samples[name], 0.8),
@@ -116,6 +134,24 @@ def time_subjects(
             )
         )
     return rows
+
+
+def _replayed(
+    entries: Sequence[Subject], settings: Settings
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Milliseconds of each call inside a CUDA graph, and why others are in none."""
+    replays: dict[str, Replay] = {}
+    reasons: dict[str, str] = {}
+    for entry in entries:
+        name = entry.row.implementation
+        try:
+            replays[name] = Replay(entry.calls)
+        except NoGraphError as error:
+            reasons[name] = f"launched, no CUDA graph: {error}"
+    samples = interleave(
+        {name: [replay] for name, replay in replays.items()}, EventClock(), settings
+    )
+    return {n: [ms / replays[n].count for ms in times] for n, times in samples.items()}, reasons
 
 
 def _input_sets(case: Case, choice: Choice) -> list[Tensors]:

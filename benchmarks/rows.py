@@ -49,9 +49,11 @@ class Row:
         pass_name: ``forward``, ``forward+backward``, ``embed`` or ``training step``.
         dtype: type of the features.
         shape: sizes in words.
-        p20_ms: a fifth of the calls took less.
+        p20_ms: a fifth of the calls took less. On CUDA operators are timed inside a CUDA graph, the
+            device's time alone, unless the note says why there is none.
         p50_ms: median.
         p80_ms: a fifth of the calls took longer.
+        launched_ms: on CUDA the median of calls launched one by one, with what the host takes.
         gb_per_s: counted minimal bytes over the median, 1e9 bytes per second.
         copy_fraction: that over the copy's, measured in the same rounds.
         images_per_s: for models.
@@ -69,6 +71,7 @@ class Row:
     p20_ms: float | None = None
     p50_ms: float | None = None
     p80_ms: float | None = None
+    launched_ms: float | None = None
     gb_per_s: float | None = None
     copy_fraction: float | None = None
     images_per_s: float | None = None
@@ -136,7 +139,13 @@ def slug(name: str) -> str:
 
 
 def commit_here() -> str:
-    """Short commit of the checkout, ``-changed`` when tracked files differ from it."""
+    """Short commit of the checkout, ``-changed`` when tracked files differ from it.
+
+    A copy without its history is told by the environment variable ``COMMIT``.
+    """
+    named = os.environ.get("COMMIT")
+    if named:
+        return named
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -31,7 +31,16 @@ def show(rows: Sequence[Row], conditions: Conditions, console: Console) -> None:
     """Prints the measured rows, then who was not measured and why."""
     table = Table(title=f"{conditions.device}, {conditions.threads} threads", title_justify="left")
     table.add_column("operator and implementation", min_width=60, no_wrap=True)
-    for name in ("p50 ms", "p20 - p80", "x eager", "GB/s", "of copy", "images/s", "error"):
+    for name in (
+        "p50 ms",
+        "p20 - p80",
+        "launched",
+        "x eager",
+        "GB/s",
+        "of copy",
+        "images/s",
+        "error",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     times = ratios(rows)
     last = ""
@@ -46,6 +55,7 @@ def show(rows: Sequence[Row], conditions: Conditions, console: Console) -> None:
             f"  {row.implementation}",
             f"{row.p50_ms:.3g}",
             f"{row.p20_ms:.3g} - {row.p80_ms:.3g}",
+            f"{row.launched_ms:.3g}" if row.launched_ms else "",
             f"{times[row]:.2f}" if row in times and row.implementation != COPY else "",
             f"{row.gb_per_s:.2f}" if row.gb_per_s else "",
             f"{row.copy_fraction:.2f}" if row.copy_fraction else "",

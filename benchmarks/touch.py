@@ -1,7 +1,8 @@
-"""``python -m benchmarks.touch``: every operator once, small and checked, for a memory checker.
+"""``python -m benchmarks.touch``: every operator once, checked, for a memory checker or a profiler.
 
 Under compute-sanitizer the whole benchmark would take hours; this runs each fused implementation
-forward and backward at the quick sizes and times nothing.
+forward and backward at the quick sizes, or with ``--measured-sizes`` at those of the benchmarks,
+and times nothing.
 """
 
 from __future__ import annotations
@@ -20,10 +21,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; raises where a result is wrong."""
     line = argparse.ArgumentParser(prog="python -m benchmarks.touch", description=__doc__)
     line.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    choice = Choice(torch.device(line.parse_args(arguments).device), quick=True, compile=False)
+    line.add_argument("--only", nargs="+", metavar="OP", help="operators")
+    line.add_argument("--measured-sizes", action="store_true", help="for a profiler")
+    options = line.parse_args(arguments)
+    quick = not options.measured_sizes
+    choice = Choice(torch.device(options.device), quick=quick, compile=False)
     touched = 0
     for family in (bench_warp, bench_tps, bench_pool, bench_prototype):
         for case in family.cases(choice):
+            if options.only and case.op not in options.only:
+                continue
             ours = [p for p in case.providers if p.ours and p.unavailable is None]
             if not ours:
                 continue

@@ -153,7 +153,7 @@ def _fake(
     eps: float,
 ) -> Any:
     batch, _, channels = tokens.shape
-    parts = masks.shape[-2] - background
+    parts = masks.shape[-2] - int(background)
     winners = (batch, parts, channels) if MODES[mode] == "max" else (0,)
     return (
         tokens.new_empty(batch, parts, channels),
