@@ -84,6 +84,7 @@ GSALIGN_DEVICE Point<float> base_of(const Problem<T>& problem, int query) {
   }
   const float* row = problem.basis + static_cast<std::int64_t>(query) * problem.points;
   Point<float> sum{0.0f, 0.0f};
+  GSALIGN_UNROLL_BY(4)
   for (int k = 0; k < problem.points; ++k) {
     sum.x = multiply_add(row[k], problem.source_points[2 * k], sum.x);
     sum.y = multiply_add(row[k], problem.source_points[2 * k + 1], sum.y);
@@ -177,6 +178,7 @@ GSALIGN_DEVICE void stage(
     const std::int64_t source_step = static_cast<std::int64_t>(step) * channels;
     target += first * (kVector << lane_bits) + offset;
     source += static_cast<std::int64_t>(first) * channels + offset;
+    GSALIGN_UNROLL_BY(4)
     for (int row = first; row < rows; row += step) {
       copy_async_16(target, source);
       target += target_step;
@@ -191,6 +193,7 @@ GSALIGN_DEVICE void copy_prefix(
     T* target, const T* source, int rows, int channels, int lane_bits, int channels_left) {
   const int offset = (thread_index() & ((1 << lane_bits) - 1)) * kVector;
   if (offset < channels_left) {
+    GSALIGN_UNROLL_BY(1)
     for (int row = thread_index() >> lane_bits; row < rows; row += block_size() >> lane_bits) {
       const std::int64_t at = static_cast<std::int64_t>(row) * channels + offset;
       float values[kVector];
@@ -229,7 +232,7 @@ warp_base_kernel(
 // ---- forward ----
 
 template <typename T, int kVector, bool kStaged>
-GSALIGN_KERNEL(kThreads, kStaged ? kForwardBlocks : kBlocksInPlace)
+GSALIGN_KERNEL(kThreads, kStaged ? kForwardBlocks : 3)
 warp_forward_kernel(Problem<T> problem, T* output) {
   const int queries = problem.queries();
   const int width = problem.width;
@@ -252,6 +255,9 @@ warp_forward_kernel(Problem<T> problem, T* output) {
   T* buffer = reinterpret_cast<T*>(shared + layout.tiles);
   T* other_buffer = buffer + (problem.buffers > 1 ? (queries + 1) * tile_channels : 0);
 
+  float sine, cosine;
+  sine_cosine(problem.angle[place.sample], &sine, &cosine);
+
   // Starts the copies of an item's tile.
   const auto fetch = [&](T* target, int item) {
     const int first_channel = item * tile_channels;
@@ -265,9 +271,6 @@ warp_forward_kernel(Problem<T> problem, T* output) {
     clear_last_row<T, kVector>(buffer, queries, problem.lane_bits);
     clear_last_row<T, kVector>(other_buffer, queries, problem.lane_bits);
   }
-
-  float sine, cosine;
-  sine_cosine(problem.angle[place.sample], &sine, &cosine);
 
   const int offset = (thread_index() & (lanes - 1)) * kVector;
   const int first_slot = thread_index() >> problem.lane_bits;
@@ -442,7 +445,7 @@ GSALIGN_DEVICE void fill_tables(
 
 // Partial sums of a block: `point_sums` [2 * points][blocks], `angle_sums` [batch][groups].
 template <typename T, int kVector, bool kStaged>
-GSALIGN_KERNEL(kThreads, kStaged ? kBackwardBlocks : kBlocksInPlace)
+GSALIGN_KERNEL(kThreads, kStaged ? kBackwardBlocks : 3)
 warp_backward_kernel(
     Problem<T> problem, const T* grad_output, T* grad_tokens, float* point_sums, float* angle_sums,
     std::int64_t blocks) {
@@ -467,6 +470,9 @@ warp_backward_kernel(
   T* staged_tokens = reinterpret_cast<T*>(shared + layout.tokens);
   T* staged_gradients = reinterpret_cast<T*>(shared + layout.gradients);
 
+  float sine, cosine;
+  sine_cosine(problem.angle[place.sample], &sine, &cosine);
+
   // Starts the copies of a tile of the tokens or of the gradients.
   const auto fetch = [&](T* target, const T* source, int tile) {
     const int first_channel = tile * tile_channels;
@@ -480,8 +486,6 @@ warp_backward_kernel(
     clear_last_row<T, kVector>(staged_tokens, queries, problem.lane_bits);
   }
 
-  float sine, cosine;
-  sine_cosine(problem.angle[place.sample], &sine, &cosine);
   fill_tables<kStaged>(problem, cosine, sine, tables);  // while the copies are under way
 
   const int lane = thread_index() & (lanes - 1);
@@ -546,6 +550,7 @@ warp_backward_kernel(
         float sum[kVector];
         load_values<T, kVector>(gradient_tile.row(token), sum);
         const int end = tables.starts[token + 1];
+        GSALIGN_UNROLL_BY(2)
         for (int e = tables.starts[token]; e < end; ++e) {
           const Reader reader = tables.readers[e];
           gradient_tile.accumulate(sum, reader.weight, reader.query);

@@ -17,10 +17,9 @@ constexpr int kInlinePoints = 16;     // above, A = M S is made once by its own 
 constexpr int kMaxSharedBytes = 112 * 1024;  // of a staged tile: leaves room for a second block
 constexpr int kReservedBytes = 1024;         // of shared memory, by the system for every block
 
-// Blocks of a multiprocessor that the compiler is told to leave registers for.
-constexpr int kForwardBlocks = 5;
+// Blocks with staged tiles that the compiler leaves a multiprocessor registers for.
+constexpr int kForwardBlocks = 4;
 constexpr int kBackwardBlocks = 4;
-constexpr int kBlocksInPlace = 3;
 
 GSALIGN_HOST_DEVICE int divide_up(int a, int b) {
   return (a + b - 1) / b;

@@ -22,6 +22,7 @@
 
 #define GSALIGN_DEVICE inline
 #define GSALIGN_UNROLL
+#define GSALIGN_UNROLL_BY(times)
 #define GSALIGN_KERNEL(...) static void
 
 #define GSALIGN_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \
