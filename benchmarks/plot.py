@@ -16,6 +16,7 @@ FAMILIES = {
     "tps": ("tps_solve", "tps_grid"),
     "pool": ("masked_part_pool",),
     "prototype": ("masked_prototype_loss",),
+    "distance": ("part_distance",),
     "model": ("gsalign",),
 }
 

@@ -14,7 +14,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import __main__ as command
-from benchmarks import bench_pool, bench_prototype, bench_tps, bench_warp, plot, rows
+from benchmarks import (
+    bench_distance,
+    bench_pool,
+    bench_prototype,
+    bench_tps,
+    bench_warp,
+    plot,
+    rows,
+)
 from benchmarks.case import BACKWARD, BOTH, FORWARD, Case, Choice, Provider, eager
 from benchmarks.check import WrongResultError, relative_error, worst_error
 from benchmarks.measure import COPY, measure_case, minimal_bytes
@@ -226,7 +234,10 @@ def test_slug_is_a_file_name():
     assert rows.slug("NVIDIA H200 (x), 2 cores") == "nvidia-h200-x-2-cores"
 
 
-@pytest.mark.parametrize("family", [bench_warp, bench_tps, bench_pool, bench_prototype])
+FAMILIES = (bench_warp, bench_tps, bench_pool, bench_prototype, bench_distance)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_cases_begin_with_the_reference_and_name_declared_operators(family):
     for case in family.cases(CHOICE):
         names = [provider.name for provider in case.providers]
