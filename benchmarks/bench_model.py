@@ -1,4 +1,4 @@
-"""The whole network: embedding and training step, with reference operators and with ours."""
+"""The whole network: embedding and training step, as published, with reference operators, ours."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks import check
 from benchmarks.case import DTYPE_NAMES, REFERENCE, Choice, normal
 from benchmarks.measure import Subject, peak_mib, time_subjects
+from benchmarks.published_network import PublishedWay
 from benchmarks.rows import Row
 from benchmarks.timing import Settings
 from gsalign.model import GSAlign, LtpsConfig, ModelConfig
@@ -19,6 +20,12 @@ from gsalign_kernels import use_kernels
 FAMILY = "model"
 OPERATORS = ("gsalign",)
 
+PUBLISHED_WAY = "published way"
+NOTES = {
+    PUBLISHED_WAY: "computed as the authors' code does",
+    REFERENCE: "our network, --kernels reference",
+    "auto": "our network, --kernels auto",
+}
 EMBED = "embed"
 STEP = "training step"
 TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 5e-2}
@@ -62,7 +69,7 @@ def measure_network(
     choice: Choice,
     settings: Settings,
 ) -> Iterator[Row]:
-    """Rows of one network: two passes, two choices of operators; half types by autocast."""
+    """Rows of one network: two passes, three ways to compute; half types by autocast."""
     device = choice.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(51)
@@ -87,25 +94,23 @@ def measure_network(
             wanted = _call(exact, pass_name, images.double(), identities, views)().detach()
             del exact
         subjects = []
-        for choice_name in (REFERENCE, "auto"):
-            call = _under(
-                choice_name,
-                _call(copy.deepcopy(network), pass_name, images, identities, views),
-                device,
-                dtype,
-            )
+        for way, note in NOTES.items():
+            own = copy.deepcopy(network)
+            computed = PublishedWay(own) if way == PUBLISHED_WAY else own
+            call = _call(own, pass_name, images, identities, views, computed)
+            call = _under(REFERENCE if way == PUBLISHED_WAY else way, call, device, dtype)
             error = check.worst_error(
-                f"{shape} {pass_name}: {choice_name}", [call()], [wanted], TOLERANCES[dtype]
+                f"{shape} {pass_name}: {way}", [call()], [wanted], TOLERANCES[dtype]
             )
             row = Row(
                 OPERATORS[0],
-                choice_name,
+                way,
                 pass_name,
                 DTYPE_NAMES[dtype],
                 shape,
                 peak_mib=peak_mib(call, device),
                 error=error,
-                note="kernels chosen by --kernels " + choice_name,
+                note=note,
             )
             subjects.append(Subject(row, [call]))
         # The optimizer of a step counts its steps on the host, which no graph can hold.
@@ -128,14 +133,21 @@ def _under(
 
 
 def _call(
-    network: GSAlign, pass_name: str, images: Tensor, identities: Tensor, views: Tensor
+    network: GSAlign,
+    pass_name: str,
+    images: Tensor,
+    identities: Tensor,
+    views: Tensor,
+    computed: GSAlign | PublishedWay | None = None,
 ) -> Callable[[], Tensor]:
+    """A pass of a network, or of what computes with its parameters."""
+    computed = network if computed is None else computed
     if pass_name == EMBED:
         network.eval()
 
         def embed() -> Tensor:
             with torch.no_grad():
-                return network.embed(images)
+                return computed.embed(images)
 
         return embed
     network.train()
@@ -144,7 +156,7 @@ def _call(
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        losses = network.losses(images, identities, views)
+        losses = computed.losses(images, identities, views)
         total = torch.stack(list(losses.values())).sum()
         total.backward()
         optimizer.step()

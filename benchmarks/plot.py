@@ -30,6 +30,7 @@ COLOURS = {
     "torch.linalg.solve of a matrix": "#6f9a8a",
     "torch.bmm": "#8fb3a5",
     "loop over labels": "#c4a3a3",
+    "published way": "#c4a3a3",
     "every part in memory": "#c4a3a3",
     "torch.compile of every part in memory": "#a98b5b",
     "matrix product alone": "#8fb3a5",

@@ -152,8 +152,8 @@ def write_cases(path: Path, cases: tuple[Case, ...]) -> None:
 class Result:
     """What the driver wrote for one case.
 
-    Plans are (vectors, buffers, lane bits, groups, bytes of shared memory, bytes of tables per block
-    in device memory).
+    Plans are (vectors, buffers, lane bits, groups, bytes of shared memory, bytes of tables per
+    block in device memory).
     """
 
     forward_plan: tuple[int, ...]
