@@ -87,8 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> masked_prototype_loss_cuda(
   STD_CUDA_CHECK(launch_forward(
       call.problem(), call.plan(aligned(means.const_data_ptr())), means.mutable_data_ptr<float>(),
       norms.mutable_data_ptr<float>(), workspace.mutable_data_ptr<float>(),
-      alignment.mutable_data_ptr<float>(), entropy.mutable_data_ptr<float>(), kThreads,
-      call.stream));
+      alignment.mutable_data_ptr<float>(), entropy.mutable_data_ptr<float>(), call.stream));
   return {alignment, entropy, means, norms};
 }
 
@@ -115,7 +114,7 @@ std::tuple<Tensor, Tensor> masked_prototype_loss_backward_cuda(
         call.problem(), call.plan(vectors), kept_means.const_data_ptr<float>(),
         kept_norms.const_data_ptr<float>(), by_alignment.const_data_ptr<float>(),
         by_entropy.const_data_ptr<float>(), grad_features.mutable_data_ptr<float>(),
-        grad_masks.mutable_data_ptr<float>(), kThreads, call.stream));
+        grad_masks.mutable_data_ptr<float>(), call.stream));
   }
   return {grad_features, grad_masks};
 }

@@ -111,12 +111,11 @@ class Members {
   // the label is of.
   template <typename Note>
   GSALIGN_DEVICE int hold_first(Note note) {
-    int first = 0;
-    hold(first, note);
-    while (count_ == 0 && batch_ - first > window()) {
+    int first = -window();
+    do {
       first += window();
       hold(first, note);
-    }
+    } while (count_ == 0 && batch_ - first > window());
     return first;
   }
 
@@ -192,7 +191,7 @@ GSALIGN_DEVICE Pair block_sum(Pair value, Pair* scratch) {
 // means[b] = the mean of the class of sample b, for every b. Also sets `arrived`, where the blocks
 // of the next launch announce themselves, to zero.
 template <int kVector>
-GSALIGN_KERNEL(kThreads)
+GSALIGN_KERNEL(kThreads, kResidentBlocks)
 prototype_means_kernel(Problem problem, float* means, int* arrived) {
   if (block_index() == 0 && thread_index() == 0) {
     *arrived = 0;
@@ -333,7 +332,7 @@ struct alignas(16) Scalars {
 };
 
 template <int kVector>
-GSALIGN_KERNEL(kThreads)
+GSALIGN_KERNEL(kThreads, kResidentBlocks)
 prototype_backward_kernel(
     Problem problem, const float* means, const float* norms, const float* grad_alignment,
     const float* grad_entropy, float elements, float* grad_features, float* grad_masks) {
@@ -433,38 +432,40 @@ inline std::int64_t workspace_floats(std::int64_t batch) {
 // Calls `launch` with the number of values per lane, as a type, and with the shared memory of the
 // kernels over classes.
 template <typename Launch>
-LaunchStatus for_plan(
-    const Problem& problem, const Plan& plan, int threads, int scalar_bytes, Launch&& launch) {
+LaunchStatus for_plan(const Problem& problem, const Plan& plan, int scalar_bytes, Launch&& launch) {
   const auto with_lanes = [&](auto lane_values) {
-    const ClassLayout layout =
-        ClassLayout::make(problem.batch, threads, kWarpSize * lane_values(), scalar_bytes);
+    const ClassLayout layout = ClassLayout::make(
+        problem.batch, plan.class_threads, kWarpSize * lane_values(), scalar_bytes);
     return launch(lane_values, layout.total);
   };
   return plan.vectors ? with_lanes(std::integral_constant<int, 4>{})
                       : with_lanes(std::integral_constant<int, 1>{});
 }
 
+inline float element_count(const Problem& problem) {
+  return static_cast<float>(problem.batch) * static_cast<float>(problem.channels);
+}
+
 // `workspace` has workspace_floats(batch) floats. Neither batch nor channels may be 0.
 template <typename Stream>
 LaunchStatus launch_forward(
     Problem problem, const Plan& plan, float* means, float* norms, float* workspace,
-    float* alignment, float* entropy, int threads, Stream stream) {
+    float* alignment, float* entropy, Stream stream) {
   problem.tiles = plan.tiles;
   problem.groups = plan.groups;
-  const float elements = static_cast<float>(problem.batch) * static_cast<float>(problem.channels);
   int* arrived = reinterpret_cast<int*>(workspace + 2 * static_cast<std::int64_t>(problem.batch));
-  return for_plan(problem, plan, threads, 0, [&](auto lane_values, int shared_bytes) {
+  return for_plan(problem, plan, 0, [&](auto lane_values, int shared_bytes) {
     GSALIGN_LAUNCH(
-        prototype_means_kernel<lane_values()>, problem.batch * plan.groups, threads, shared_bytes,
-        stream, problem, means, arrived);
+        prototype_means_kernel<lane_values()>, problem.batch * plan.groups, plan.class_threads,
+        shared_bytes, stream, problem, means, arrived);
     const LaunchStatus status = launch_status();
     if (status != kLaunched) {
       return status;
     }
     GSALIGN_LAUNCH(
         prototype_rows_kernel<lane_values()>, problem.batch, plan.row_threads,
-        row_bytes(plan.row_threads), stream, problem, means, elements, norms, workspace, arrived,
-        alignment, entropy);
+        row_bytes(plan.row_threads), stream, problem, means, element_count(problem), norms,
+        workspace, arrived, alignment, entropy);
     return launch_status();
   });
 }
@@ -473,15 +474,14 @@ template <typename Stream>
 LaunchStatus launch_backward(
     Problem problem, const Plan& plan, const float* means, const float* norms,
     const float* grad_alignment, const float* grad_entropy, float* grad_features, float* grad_masks,
-    int threads, Stream stream) {
+    Stream stream) {
   problem.tiles = plan.tiles;
   problem.groups = plan.groups;
-  const float elements = static_cast<float>(problem.batch) * static_cast<float>(problem.channels);
-  return for_plan(problem, plan, threads, sizeof(Scalars), [&](auto lane_values, int shared_bytes) {
+  return for_plan(problem, plan, sizeof(Scalars), [&](auto lane_values, int shared_bytes) {
     GSALIGN_LAUNCH(
-        prototype_backward_kernel<lane_values()>, problem.batch * plan.groups, threads,
-        shared_bytes, stream, problem, means, norms, grad_alignment, grad_entropy, elements,
-        grad_features, grad_masks);
+        prototype_backward_kernel<lane_values()>, problem.batch * plan.groups, plan.class_threads,
+        shared_bytes, stream, problem, means, norms, grad_alignment, grad_entropy,
+        element_count(problem), grad_features, grad_masks);
     return launch_status();
   });
 }

@@ -9,8 +9,9 @@
 
 namespace gsalign::prototype {
 
-constexpr int kThreads = 256;  // of a block, at most
-constexpr int kRounds = 4;     // labels that a thread compares at a time
+constexpr int kThreads = 256;       // of a block, at most
+constexpr int kResidentBlocks = 5;  // of the kernels over classes that a multiprocessor holds
+constexpr int kRounds = 4;          // labels that a thread compares at a time
 constexpr int kMaxSamples = 1 << 30;
 
 // Blocks of the kernels over classes per multiprocessor, at least, where the channels allow it.
@@ -42,22 +43,30 @@ struct ClassLayout {
 };
 
 struct Plan {
-  bool vectors;     // four channels per lane, else one
-  int tiles;        // of the channels, one per warp's width
-  int groups;       // blocks per sample of the kernels over classes, which share its tiles
-  int row_threads;  // of a block of the kernel over rows
+  bool vectors;       // four channels per lane, else one
+  int tiles;          // of the channels, one per warp's width
+  int groups;         // blocks per sample of the kernels over classes, which share its tiles
+  int class_threads;  // of a block of theirs
+  int row_threads;    // of a block of the kernel over rows
 };
 
+// For at least one sample and one channel. `threads` bounds those of a block.
 inline Plan make_plan(
     std::int64_t batch, std::int64_t channels, bool vectors, int threads, int multiprocessors) {
-  const std::int64_t lane = vectors ? 4 : 1, tile = 32 * lane;
+  const std::int64_t tile = vectors ? 32 * 4 : 32;
   const std::int64_t tiles = (channels + tile - 1) / tile;
   const std::int64_t blocks = static_cast<std::int64_t>(kClassBlocks) * multiprocessors;
-  std::int64_t groups = (blocks + batch - 1) / batch;
-  groups = groups < tiles ? groups : tiles;
-  const std::int64_t row_threads = 32 * tiles < threads ? 32 * tiles : threads;
-  return {
-      vectors, static_cast<int>(tiles), static_cast<int>(groups), static_cast<int>(row_threads)};
+  const std::int64_t wanted = (blocks + batch - 1) / batch;
+  // A batch whose labels fit one window of half a block has classes of few samples, a row for each
+  // warp, and then twice as many blocks find room at once.
+  const bool small = threads >= 64 && batch <= kRounds * (threads / 2);
+  Plan plan{};
+  plan.vectors = vectors;
+  plan.tiles = static_cast<int>(tiles);
+  plan.groups = static_cast<int>(wanted < tiles ? wanted : tiles);
+  plan.class_threads = small ? threads / 2 : threads;
+  plan.row_threads = static_cast<int>(32 * tiles < threads ? 32 * tiles : threads);
+  return plan;
 }
 
 }  // namespace gsalign::prototype

@@ -4,8 +4,8 @@
 namespace gsalign::prototype {
 
 void instantiate(const Problem& problem, const Plan& plan, float* f) {
-  launch_forward(problem, plan, f, f, f, f, f, kThreads, cudaStream_t{});
-  launch_backward(problem, plan, f, f, f, f, f, f, kThreads, cudaStream_t{});
+  launch_forward(problem, plan, f, f, f, f, f, cudaStream_t{});
+  launch_backward(problem, plan, f, f, f, f, f, f, cudaStream_t{});
 }
 
 }  // namespace gsalign::prototype
