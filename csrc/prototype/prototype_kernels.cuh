@@ -67,9 +67,6 @@ class Members {
     if (first == held_) {
       return;
     }
-    if (held_ >= 0) {
-      barrier();  // the window before has been read
-    }
     held_ = first;
     const int warps = block_size() / kWarpSize, warp = thread_index() / kWarpSize;
     const unsigned below = (1u << (thread_index() % kWarpSize)) - 1u;
@@ -88,7 +85,7 @@ class Members {
         words_[r * warps + warp] = word[r];
       }
     }
-    barrier();
+    barrier();  // the counts are there; and the window before has been read
     count_ = 0;
     GSALIGN_UNROLL
     for (int r = 0; r < kRounds; ++r) {

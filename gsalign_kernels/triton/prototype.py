@@ -34,7 +34,7 @@ def _blocks(batch: int, channels: int) -> dict[str, int]:
     """Labels, members and channels that a program of a class works on at a time."""
     return {
         "BLOCK_B": power_of_two(batch, 16, 256),
-        "BLOCK_K": power_of_two(batch, 2, 8),
+        "BLOCK_K": power_of_two(batch, 2, 4),
         "BLOCK_C": power_of_two(channels, 16, 128),
     }
 
@@ -103,7 +103,7 @@ def masked_prototype_loss(
             channels,
             tiles,
             **block,
-            num_warps=4,
+            num_warps=2,
         )
         kernels.rows_kernel[checked_grid("masked_prototype_loss", batch)](
             features,
@@ -170,6 +170,6 @@ def masked_prototype_loss_backward(
             channels,
             tiles,
             **block,
-            num_warps=4,
+            num_warps=2,
         )
     return grad_features, grad_masks

@@ -5,8 +5,8 @@ the first sample of a class owns it, lists its members from the labels and does 
 Members are taken ``BLOCK_K`` at a time, so that a tile is nearly full for small classes too.
 
 Bytes, for ``B * D`` values: ``means_kernel`` reads and writes one tensor, ``rows_kernel`` reads
-three, ``backward_kernel`` reads two (again from the cache) and writes two. A training batch lies in
-the L2 cache, and what counts is launches and reads that wait for each other.
+three, ``backward_kernel`` reads two, writes two, and adds to one of those while it is in the cache.
+A training batch lies in the L2 cache, and what counts is launches and reads that wait for others.
 """
 
 # The decorator replaces the functions, so annotations would describe something else.
@@ -258,7 +258,8 @@ def backward_kernel(
         c = (centre * mean)[None, :]
         start = sample // BLOCK_B * BLOCK_B
 
-        # The masks' gradient, and the sum over the members of m times the gradient by q.
+        # The gradients but for what comes through the class mean, which is a sum over the members:
+        # of m times the gradient by q.
         total = tl.zeros((BLOCK_C,), tl.float32)
         along = 0.0
         members = 0
@@ -269,32 +270,30 @@ def backward_kernel(
             for k in range(0, count, BLOCK_K):
                 row = members_from(index, same, k, BLOCK_K).to(tl.int64)
                 is_member = k + tl.arange(0, BLOCK_K) < count
-                _, cross, product, parts = row_gradients(norms, row, is_member, slope)
+                feature, cross, product, parts = row_gradients(norms, row, is_member, slope)
                 along += tl.sum(parts, axis=0)
                 mask = is_member[:, None] & in_row
                 at = row[:, None] * channels + channel[None, :]
                 f = tl.load(features + at, mask=mask, other=0.0)
                 m = tl.load(masks + at, mask=mask, other=0.0)
-                by_product = cross * f + product * (c * m)
+                q = c * m
+                tl.store(grad_features + at, feature * f + cross * q, mask=mask)
+                by_product = cross * f + product * q
+                total += tl.sum(tl.where(mask, by_product * m, 0.0), axis=0)
                 raised = clamped_mask(m)
                 free = tl.where(m < raised, 0.0, 1.0)
                 grad = by_product * c - entropy_slope * (tl.log(raised) + free)
                 tl.store(grad_masks + at, grad, mask=mask)
-                total += tl.sum(tl.where(mask, by_product * m, 0.0), axis=0)
         share = divide(centre, members.to(tl.float32), tl.float32)
         radial = tl.where(mean_norm < SMALLEST_NORM, 0.0, share * centre * along)
         share = (share * total - radial * mean)[None, :]
 
-        # The features' own gradient, and their share of the class mean's.
+        tl.debug_barrier()  # threads may read what others wrote
         for first in range(start, batch, BLOCK_B):
             index, same = same_label(labels, label, first, batch, BLOCK_B)
             count = tl.sum(same.to(tl.int32), axis=0)
             for k in range(0, count, BLOCK_K):
                 row = members_from(index, same, k, BLOCK_K).to(tl.int64)
-                is_member = k + tl.arange(0, BLOCK_K) < count
-                feature, cross, _, _ = row_gradients(norms, row, is_member, slope)
-                mask = is_member[:, None] & in_row
-                at = row[:, None] * channels + channel[None, :]
-                f = tl.load(features + at, mask=mask, other=0.0)
-                m = tl.load(masks + at, mask=mask, other=0.0)
-                tl.store(grad_features + at, feature * f + cross * (c * m) + share, mask=mask)
+                mask = (k + tl.arange(0, BLOCK_K) < count)[:, None] & in_row
+                at = grad_features + row[:, None] * channels + channel[None, :]
+                tl.store(at, tl.load(at, mask=mask, other=0.0) + share, mask=mask)

@@ -73,9 +73,9 @@ CASES = (
     Case("a class each", batch=9, classes=1000, channels=12),
     Case("a warp of labels", batch=32, classes=5, channels=4),
     Case("rounds of labels", batch=101, classes=7, channels=12, threads=32),
-    Case("several windows", batch=300, classes=4, channels=8, threads=32, repeats=2),
-    Case("several windows of one class", batch=300, classes=1, channels=8, threads=32),
-    Case("sorted windows", batch=270, classes=3, channels=4, threads=32, figures="sorted"),
+    Case("several windows", batch=140, classes=4, channels=8, threads=32, repeats=2),
+    Case("several windows of one class", batch=140, classes=1, channels=8, threads=32),
+    Case("sorted windows", batch=260, classes=3, channels=4, threads=32, figures="sorted"),
     Case("tiles share a block", batch=70, channels=400, classes=30, repeats=2),
     Case("tiles and windows", batch=140, channels=72, classes=9, threads=32, vectors=False),
     Case("kinks", figures="kinks"),
@@ -218,15 +218,15 @@ def test_cases_reach_every_path(results: dict[str, Result]) -> None:
     assert results["several windows"].class_threads == 32
 
 
-# One block for a class of two, which walks over two tiles: every barrier has work to keep apart.
-SMALL = Case("small", batch=65, channels=256, classes=60)
-WINDOWS = Case("windows", batch=131, channels=8, classes=3, threads=32)
+# Blocks of two warps; those that own a class walk over two tiles.
+SMALL = Case("small", batch=65, channels=256, classes=60, threads=128)
 
-# Launches: 0 means, 1 rows, 2 backward. Barrier calls of a block that owns a class: after the
-# counts, after the list, at the sums, before the sums of the next tile.
+# Barrier calls per launch, left out one at a time. Means and backward: after the counts, after the
+# list, at the sums, before the sums of the next tile. Rows: in the three sums, before the last
+# block is known, in its sum.
 BARRIERS = [
     *((0, index) for index in range(4)),
-    *((1, index) for index in range(4)),
+    *((1, index) for index in range(5)),
     *((2, index) for index in range(4)),
 ]
 
