@@ -40,6 +40,7 @@ struct Int4 {
 
 #define GSALIGN_DEVICE __device__ __forceinline__
 #define GSALIGN_UNROLL _Pragma("unroll")
+#define GSALIGN_NO_UNROLL _Pragma("unroll 1")
 // Most threads of a block; then, where given, how many blocks a multiprocessor's registers must
 // hold.
 #define GSALIGN_KERNEL(...) static __global__ void __launch_bounds__(__VA_ARGS__)

@@ -69,33 +69,28 @@ class Members {
     }
     held_ = first;
     const int warps = block_size() / kWarpSize, warp = thread_index() / kWarpSize;
-    const unsigned below = (1u << (thread_index() % kWarpSize)) - 1u;
-    bool same[kRounds];
-    unsigned word[kRounds];
-    GSALIGN_UNROLL
-    for (int r = 0; r < kRounds; ++r) {
-      const int sample = first + r * block_size() + thread_index();
-      same[r] = sample < batch_ && labels_[sample] == label_;
-    }
+    const int lane = thread_index() % kWarpSize;
     const int rounds = (batch_ - first + block_size() - 1) / block_size();
     GSALIGN_UNROLL
     for (int r = 0; r < kRounds; ++r) {
-      word[r] = r < rounds ? ballot(same[r]) : 0u;
-      if (r < rounds && thread_index() % kWarpSize == 0) {
-        words_[r * warps + warp] = word[r];
+      const int sample = first + r * block_size() + thread_index();
+      const unsigned word = ballot(sample < batch_ && labels_[sample] == label_);
+      if (r < rounds && lane == 0) {
+        words_[r * warps + warp] = word;
       }
     }
-    barrier();  // the counts are there; and the window before has been read
+    barrier();  // the words are there; and the window before has been read
     count_ = 0;
-    GSALIGN_UNROLL
-    for (int r = 0; r < kRounds; ++r) {
-      int place = count_ + count_bits(word[r] & below);
-      for (int w = 0; r < rounds && w < warps; ++w) {
+    GSALIGN_NO_UNROLL
+    for (int r = 0; r < kRounds && r < rounds; ++r) {
+      const unsigned own = words_[r * warps + warp];
+      int place = count_ + count_bits(own & ((1u << lane) - 1u));
+      for (int w = 0; w < warps; ++w) {
         const int here = count_bits(words_[r * warps + w]);
         place += w < warp ? here : 0;
         count_ += here;
       }
-      if (same[r]) {
+      if ((own >> lane & 1u) != 0) {
         const int sample = first + r * block_size() + thread_index();
         samples_[place] = sample;
         note(sample, place);

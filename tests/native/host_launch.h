@@ -20,6 +20,7 @@
 
 #define GSALIGN_DEVICE inline
 #define GSALIGN_UNROLL
+#define GSALIGN_NO_UNROLL
 #define GSALIGN_KERNEL(...) static void
 
 #define GSALIGN_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \
