@@ -36,6 +36,7 @@ class Case:
     passes: int = BOTH
     repeats: int = 1
     figures: str = "random"
+    under_threads: bool = True  # whether the thread sanitizer, which is slow, sees this case
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Features and masks in float32, labels."""
@@ -70,14 +71,37 @@ CASES = (
     Case("one sample", batch=1, classes=1),
     Case("one channel", channels=1),
     Case("one class", batch=13, classes=1, channels=8),
-    Case("a class each", batch=9, classes=1000, channels=12),
+    Case("a class each", batch=9, classes=1000, channels=12, under_threads=False),
     Case("a warp of labels", batch=32, classes=5, channels=4),
     Case("rounds of labels", batch=101, classes=7, channels=12, threads=32),
     Case("several windows", batch=140, classes=4, channels=8, threads=32, repeats=2),
-    Case("several windows of one class", batch=140, classes=1, channels=8, threads=32),
-    Case("sorted windows", batch=260, classes=3, channels=4, threads=32, figures="sorted"),
+    Case(
+        "several windows of one class",
+        batch=140,
+        classes=1,
+        channels=8,
+        threads=32,
+        under_threads=False,
+    ),
+    Case(
+        "sorted windows",
+        batch=260,
+        classes=3,
+        channels=4,
+        threads=32,
+        figures="sorted",
+        under_threads=False,
+    ),
     Case("tiles share a block", batch=70, channels=400, classes=30, repeats=2),
-    Case("tiles and windows", batch=140, channels=72, classes=9, threads=32, vectors=False),
+    Case(
+        "tiles and windows",
+        batch=140,
+        channels=72,
+        classes=9,
+        threads=32,
+        vectors=False,
+        under_threads=False,
+    ),
     Case("kinks", figures="kinks"),
     Case("wild", figures="wild", batch=12, classes=4),
     Case("extreme labels", figures="extremes", batch=12, classes=4),
@@ -149,6 +173,8 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def runs(drivers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """Every case under every build."""
     writers = dict.fromkeys(BUILDS, lambda path: write_cases(path, CASES))
+    threaded = tuple(case for case in CASES if case.under_threads)
+    writers["thread"] = lambda path: write_cases(path, threaded)
     return run_builds(drivers, tmp_path_factory.mktemp("runs"), writers)
 
 
