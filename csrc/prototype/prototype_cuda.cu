@@ -19,7 +19,8 @@ Tensor checked(
   check_shape(name, tensor, shape);
   check_type(name, tensor, type);
   check_device(name, tensor, like);
-  return torch::stable::contiguous(tensor);
+  // Asks first: a call through the dispatcher costs more than the kernels.
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 // The inputs of both passes, contiguous and on a stream.
@@ -48,6 +49,7 @@ struct Call {
         static_cast<int>(batch),
         static_cast<int>(channels),
         0,
+        0,
         0};
   }
 
@@ -70,16 +72,18 @@ struct Call {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> masked_prototype_loss_cuda(
     const Tensor& features, const Tensor& masks, const Tensor& labels) {
-  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const Call call(features, masks, labels);
+  const torch::stable::accelerator::DeviceGuard guard(call.device);
   const Tensor alignment = empty_floats(call.features, {});
   const Tensor entropy = empty_floats(call.features, {});
   const Tensor means = empty_floats(call.features, {call.batch, call.channels});
   const Tensor norms = empty_floats(call.features, {call.batch, kKept});
   if (call.empty()) {
     for (const Tensor* tensor : {&alignment, &entropy, &norms}) {
-      STD_CUDA_CHECK(cudaMemsetAsync(
-          tensor->mutable_data_ptr(), 0, tensor->numel() * sizeof(float), call.stream));
+      if (tensor->numel() > 0) {
+        STD_CUDA_CHECK(cudaMemsetAsync(
+            tensor->mutable_data_ptr(), 0, tensor->numel() * sizeof(float), call.stream));
+      }
     }
     return {alignment, entropy, means, norms};
   }
@@ -94,8 +98,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> masked_prototype_loss_cuda(
 std::tuple<Tensor, Tensor> masked_prototype_loss_backward_cuda(
     const Tensor& grad_alignment, const Tensor& grad_entropy, const Tensor& features,
     const Tensor& masks, const Tensor& labels, const Tensor& means, const Tensor& norms) {
-  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const Call call(features, masks, labels);
+  const torch::stable::accelerator::DeviceGuard guard(call.device);
   const auto given = [&](const char* name, const Tensor& tensor,
                          std::initializer_list<std::int64_t> shape) {
     return checked(name, tensor, shape, ScalarType::Float, call.features);

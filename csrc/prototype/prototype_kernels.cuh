@@ -13,7 +13,7 @@
 //
 // Classes. A block of `means` and `backward` owns a class if no sample before its own has the same
 // label; others end there, having read the labels up to that sample. The owner lists the class's
-// members in the order of the batch, kRounds labels a thread at a time, by ballots and counts: any
+// members in the order of the batch, a window of labels at a time, by ballots and counts: any
 // labels, no table, no B x B matrix, no order of arrival. A warp takes a member's row at a time, 32
 // lanes wide, and the sums of the warps are added in the order of the warps; blocks of one sample
 // share the tiles of channels. Where the labels do not fit one window, each pass over the members
@@ -40,7 +40,7 @@ struct Problem {
   const float *features, *masks;  // [batch, channels]
   const std::int64_t* labels;     // [batch]
   int batch, channels;
-  int tiles, groups;  // as planned
+  int tiles, groups, window;  // as planned
 };
 
 // ---- pieces ----
@@ -53,10 +53,10 @@ class Members {
       : labels_(problem.labels),
         label_(problem.labels[sample]),
         batch_(problem.batch),
+        window_(problem.window),
         words_(reinterpret_cast<unsigned*>(shared)),
         samples_(reinterpret_cast<int*>(shared + layout.members)) {}
 
-  GSALIGN_DEVICE int window() const { return kRounds * block_size(); }
   GSALIGN_DEVICE int count() const { return count_; }
   GSALIGN_DEVICE int sample(int place) const { return samples_[place]; }
 
@@ -70,19 +70,25 @@ class Members {
     held_ = first;
     const int warps = block_size() / kWarpSize, warp = thread_index() / kWarpSize;
     const int lane = thread_index() % kWarpSize;
-    const int rounds = (batch_ - first + block_size() - 1) / block_size();
+    const int end = batch_ - first < window_ ? batch_ : first + window_;
+    const int rounds = (end - first + block_size() - 1) / block_size();
+    unsigned same = 0u;  // a bit per round; the labels of all rounds are on their way at once
     GSALIGN_UNROLL
     for (int r = 0; r < kRounds; ++r) {
       const int sample = first + r * block_size() + thread_index();
-      const unsigned word = ballot(sample < batch_ && labels_[sample] == label_);
-      if (r < rounds && lane == 0) {
+      same |= sample < end && labels_[sample] == label_ ? 1u << r : 0u;
+    }
+    GSALIGN_NO_UNROLL
+    for (int r = 0; r < rounds; ++r) {
+      const unsigned word = ballot((same >> r & 1u) != 0);
+      if (lane == 0) {
         words_[r * warps + warp] = word;
       }
     }
     barrier();  // the words are there; and the window before has been read
     count_ = 0;
     GSALIGN_NO_UNROLL
-    for (int r = 0; r < kRounds && r < rounds; ++r) {
+    for (int r = 0; r < rounds; ++r) {
       const unsigned own = words_[r * warps + warp];
       int place = count_ + count_bits(own & ((1u << lane) - 1u));
       for (int w = 0; w < warps; ++w) {
@@ -90,7 +96,7 @@ class Members {
         place += w < warp ? here : 0;
         count_ += here;
       }
-      if ((own >> lane & 1u) != 0) {
+      if ((same >> r & 1u) != 0) {
         const int sample = first + r * block_size() + thread_index();
         samples_[place] = sample;
         note(sample, place);
@@ -103,18 +109,18 @@ class Members {
   // the label is of.
   template <typename Note>
   GSALIGN_DEVICE int hold_first(Note note) {
-    int first = -window();
+    int first = -window_;
     do {
-      first += window();
+      first += window_;
       hold(first, note);
-    } while (count_ == 0 && batch_ - first > window());
+    } while (count_ == 0 && batch_ - first > window_);
     return first;
   }
 
  private:
   const std::int64_t* labels_;
   std::int64_t label_;
-  int batch_;
+  int batch_, window_;
   unsigned* words_;
   int* samples_;
   int held_ = -1, count_ = 0;
@@ -191,7 +197,8 @@ prototype_means_kernel(Problem problem, float* means, int* arrived) {
   const int sample = block_index() / problem.groups, group = block_index() % problem.groups;
   const int warps = block_size() / kWarpSize, warp = thread_index() / kWarpSize;
   unsigned char* shared = shared_memory();
-  const ClassLayout layout = ClassLayout::make(problem.batch, block_size(), kWarpSize * kVector, 0);
+  const ClassLayout layout =
+      ClassLayout::make(problem.batch, block_size(), problem.window, kWarpSize * kVector, 0);
   Members members(problem, sample, shared, layout);
   const auto note = [](int, int) {};
   const int start = members.hold_first(note);
@@ -205,7 +212,7 @@ prototype_means_kernel(Problem problem, float* means, int* arrived) {
     const bool exists = channel < problem.channels;
     float total[kVector] = {}, unused = 0.0f;
     int count = 0;
-    for (int first = start; first < problem.batch; first += members.window()) {
+    for (int first = start; first < problem.batch; first += problem.window) {
       members.hold(first, note);
       count += members.count();
       for (int i = warp; i < members.count(); i += warps) {
@@ -223,7 +230,7 @@ prototype_means_kernel(Problem problem, float* means, int* arrived) {
     for (int v = 0; v < kVector; ++v) {
       total[v] /= static_cast<float>(count);
     }
-    for (int first = start; first < problem.batch; first += members.window()) {
+    for (int first = start; first < problem.batch; first += problem.window) {
       members.hold(first, note);
       for (int i = warp; exists && i < members.count(); i += warps) {
         const std::int64_t row = static_cast<std::int64_t>(members.sample(i)) * problem.channels;
@@ -331,8 +338,8 @@ prototype_backward_kernel(
   const int sample = block_index() / problem.groups, group = block_index() % problem.groups;
   const int warps = block_size() / kWarpSize, warp = thread_index() / kWarpSize;
   unsigned char* shared = shared_memory();
-  const ClassLayout layout =
-      ClassLayout::make(problem.batch, block_size(), kWarpSize * kVector, sizeof(Scalars));
+  const ClassLayout layout = ClassLayout::make(
+      problem.batch, block_size(), problem.window, kWarpSize * kVector, sizeof(Scalars));
   Scalars* scalars = reinterpret_cast<Scalars*>(shared + layout.scalars);
   const float slope = 2.0f * *grad_alignment / elements;
   const float entropy_slope = *grad_entropy / elements;
@@ -360,7 +367,7 @@ prototype_backward_kernel(
     // The masks' gradient, and what the class mean gets: the sum of m (by q) over the members.
     float total[kVector] = {}, along = 0.0f;
     int count = 0;
-    for (int first = start; first < problem.batch; first += members.window()) {
+    for (int first = start; first < problem.batch; first += problem.window) {
       members.hold(first, note);
       count += members.count();
       for (int i = warp; i < members.count(); i += warps) {
@@ -394,7 +401,7 @@ prototype_backward_kernel(
     }
 
     // The features' own gradient, and their share of the class mean's.
-    for (int first = start; first < problem.batch; first += members.window()) {
+    for (int first = start; first < problem.batch; first += problem.window) {
       members.hold(first, note);
       for (int i = warp; exists && i < members.count(); i += warps) {
         const std::int64_t at =
@@ -427,7 +434,7 @@ template <typename Launch>
 LaunchStatus for_plan(const Problem& problem, const Plan& plan, int scalar_bytes, Launch&& launch) {
   const auto with_lanes = [&](auto lane_values) {
     const ClassLayout layout = ClassLayout::make(
-        problem.batch, plan.class_threads, kWarpSize * lane_values(), scalar_bytes);
+        problem.batch, plan.class_threads, plan.window, kWarpSize * lane_values(), scalar_bytes);
     return launch(lane_values, layout.total);
   };
   return plan.vectors ? with_lanes(std::integral_constant<int, 4>{})
@@ -445,6 +452,7 @@ LaunchStatus launch_forward(
     float* alignment, float* entropy, Stream stream) {
   problem.tiles = plan.tiles;
   problem.groups = plan.groups;
+  problem.window = plan.window;
   int* arrived = reinterpret_cast<int*>(workspace + 2 * static_cast<std::int64_t>(problem.batch));
   return for_plan(problem, plan, 0, [&](auto lane_values, int shared_bytes) {
     GSALIGN_LAUNCH(
@@ -469,6 +477,7 @@ LaunchStatus launch_backward(
     Stream stream) {
   problem.tiles = plan.tiles;
   problem.groups = plan.groups;
+  problem.window = plan.window;
   return for_plan(problem, plan, sizeof(Scalars), [&](auto lane_values, int shared_bytes) {
     GSALIGN_LAUNCH(
         prototype_backward_kernel<lane_values()>, problem.batch * plan.groups, plan.class_threads,

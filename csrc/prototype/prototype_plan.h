@@ -11,7 +11,7 @@ namespace gsalign::prototype {
 
 constexpr int kThreads = 256;       // of a block, at most
 constexpr int kResidentBlocks = 5;  // of the kernels over classes that a multiprocessor holds
-constexpr int kRounds = 4;          // labels that a thread compares at a time
+constexpr int kRounds = 8;          // labels of a window that a thread compares, at most
 constexpr int kMaxSamples = 1 << 30;
 
 // Blocks of the kernels over classes per multiprocessor, at least, where the channels allow it.
@@ -29,11 +29,11 @@ struct ClassLayout {
   int sums, extras, members, scalars, total;
 
   GSALIGN_HOST_DEVICE static ClassLayout make(
-      int batch, int threads, int tile_channels, int scalar_bytes) {
-    const int warps = threads / 32, window = kRounds * threads;
+      int batch, int threads, int window, int tile_channels, int scalar_bytes) {
+    const int warps = threads / 32;
     const int held = round_up(batch < window ? batch : window, 4);
     ClassLayout layout{};
-    layout.sums = round_up(kRounds * warps * 4, 16);
+    layout.sums = round_up(window / 8, 16);
     layout.extras = layout.sums + warps * tile_channels * 4;
     layout.members = layout.extras + round_up(warps * 4, 16);
     layout.scalars = layout.members + held * 4;
@@ -46,6 +46,7 @@ struct Plan {
   bool vectors;       // four channels per lane, else one
   int tiles;          // of the channels, one per warp's width
   int groups;         // blocks per sample of the kernels over classes, which share its tiles
+  int window;         // labels that they look at in one go
   int class_threads;  // of a block of theirs
   int row_threads;    // of a block of the kernel over rows
 };
@@ -57,14 +58,14 @@ inline Plan make_plan(
   const std::int64_t tiles = (channels + tile - 1) / tile;
   const std::int64_t blocks = static_cast<std::int64_t>(kClassBlocks) * multiprocessors;
   const std::int64_t wanted = (blocks + batch - 1) / batch;
-  // A batch whose labels fit one window of half a block has classes of few samples, a row for each
-  // warp, and then twice as many blocks find room at once.
-  const bool small = threads >= 64 && batch <= kRounds * (threads / 2);
   Plan plan{};
   plan.vectors = vectors;
   plan.tiles = static_cast<int>(tiles);
   plan.groups = static_cast<int>(wanted < tiles ? wanted : tiles);
-  plan.class_threads = small ? threads / 2 : threads;
+  // A batch of one window has classes of few samples, a row or two for each warp of half a block,
+  // and then twice as many blocks find room at once.
+  plan.window = kRounds / 2 * threads;
+  plan.class_threads = threads >= 64 && batch <= plan.window ? threads / 2 : threads;
   plan.row_threads = static_cast<int>(32 * tiles < threads ? 32 * tiles : threads);
   return plan;
 }

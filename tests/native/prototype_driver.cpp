@@ -5,7 +5,7 @@
 // CASES is a sequence of records: 7 int32 (batch, channels, threads of a block at most, 16-byte
 // vectors allowed, multiprocessors, which passes: 1 forward, 3 both; repeats), the gradients of
 // alignment and entropy, features and masks, all float32, then int64 labels. RESULTS gets per
-// record the plan as 5 int32, then float32: alignment, entropy, means, norms, and the gradients of
+// record the plan as 6 int32, then float32: alignment, entropy, means, norms, and the gradients of
 // features and masks if asked for. Every pass runs `repeats` times into poisoned memory; a run that
 // differs from the first by one bit ends the program with 3.
 #define GSALIGN_HOST_LAUNCH "host_launch.h"
@@ -30,12 +30,12 @@ void run_case(std::FILE* cases, std::FILE* results, const Header& h) {
   const std::vector<float> features = read_values<float>(cases, values);
   const std::vector<float> masks = read_values<float>(cases, values);
   const std::vector<std::int64_t> labels = read_values<std::int64_t>(cases, h.batch);
-  const Problem problem{features.data(), masks.data(), labels.data(), h.batch, h.channels, 0, 0};
+  const Problem problem{features.data(), masks.data(), labels.data(), h.batch, h.channels, 0, 0, 0};
   const bool vectors = h.vectors != 0 && h.channels % 4 == 0;
   const Plan plan = make_plan(h.batch, h.channels, vectors, h.threads, h.multiprocessors);
-  const std::int32_t told[5] = {
-      plan.vectors, plan.tiles, plan.groups, plan.class_threads, plan.row_threads};
-  host::write(results, told, 5);
+  const std::int32_t told[6] = {plan.vectors, plan.tiles,         plan.groups,
+                                plan.window,  plan.class_threads, plan.row_threads};
+  host::write(results, told, 6);
 
   const void* stream = nullptr;
   std::vector<float> losses, means, norms, grad_features, grad_masks;

@@ -141,6 +141,7 @@ class Result:
     vectors: bool
     tiles: int
     groups: int
+    window: int
     class_threads: int
     row_threads: int
     tensors: tuple[torch.Tensor, ...]
@@ -150,8 +151,8 @@ def read_results(path: Path, cases: tuple[Case, ...]) -> dict[str, Result]:
     data = path.read_bytes()
     results, at = {}, 0
     for case in cases:
-        plan = struct.unpack_from("<5i", data, at)
-        at += 20
+        plan = struct.unpack_from("<6i", data, at)
+        at += 24
         tensors = []
         rows = (case.batch, case.channels)
         for shape in ((2,), rows, (case.batch, 4), rows, rows):
@@ -239,9 +240,8 @@ def test_cases_reach_every_path(results: dict[str, Result]) -> None:
     assert results["vectors"].groups == results["vectors"].tiles == 2
     assert results["tiles and windows"].groups < results["tiles and windows"].tiles
     for case in CASES:
-        window = 4 * results[case.name].class_threads
-        assert (case.batch > window) == ("windows" in case.name), case.name
-    assert results["several windows"].class_threads == 32
+        assert (case.batch > results[case.name].window) == ("windows" in case.name), case.name
+    assert results["vectors"].class_threads == 32 and results["vectors"].row_threads == 64
 
 
 # Blocks of two warps; those that own a class walk over two tiles.
