@@ -53,13 +53,14 @@ STABLE_TORCH_LIBRARY(gsalign, m) {
       " Tensor masks, Tensor totals, Tensor peaks, Tensor winners, int prefix, int mode,"
       " int activation, bool background, float eps) -> (Tensor, Tensor)");
 
-  // Masked prototype alignment. `means` are each sample's class means, kept for the backward pass.
+  // Masked prototype alignment. Kept for the backward pass: `means` [B, D], each sample's class
+  // mean, and `norms` [B, 4], per sample |f|, |q|, f q and |mean| (csrc/prototype/prototype.h).
   m.def(
       "masked_prototype_loss(Tensor features, Tensor masks, Tensor labels)"
-      " -> (Tensor alignment, Tensor entropy, Tensor means)");
+      " -> (Tensor alignment, Tensor entropy, Tensor means, Tensor norms)");
   m.def(
       "masked_prototype_loss_backward(Tensor grad_alignment, Tensor grad_entropy, Tensor features,"
-      " Tensor masks, Tensor labels, Tensor means) -> (Tensor, Tensor)");
+      " Tensor masks, Tensor labels, Tensor means, Tensor norms) -> (Tensor, Tensor)");
 
   // Distances of part embeddings. metric: 0 cosine, 1 Euclidean. Queries and visibilities come in
   // the type that is computed in; the gallery may be stored in a half type. The search takes what

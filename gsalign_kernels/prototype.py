@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -31,7 +33,8 @@ def masked_prototype_loss(
         features: ``[B, D]``.
         masks: ``[B, D]``, channel masks in [0, 1].
         labels: ``[B]``, integers.
-        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+        implementation: ``"reference"``, ``"cpp"``, ``"cuda"``, ``"triton"``, or None for the
+            choice in force.
 
     Returns:
         ``(alignment, entropy)``, two scalars; both 0 for an empty batch.
@@ -60,7 +63,7 @@ def masked_prototype_loss(
     dtype = reference.computation_dtype(features, masks)
     features, masks = checks.converted(dtype, features, masks)
     labels = labels.long()
-    chosen = backends.select("masked_prototype_loss", features.device, implementation)
+    chosen = backends.select("masked_prototype_loss", features.device, implementation, dtype)
     if chosen == "reference":
         return reference.masked_prototype_loss(features, masks, labels)
     alignment, entropy, *_ = registration.call(
@@ -70,7 +73,12 @@ def masked_prototype_loss(
 
 
 def _fake(features: Tensor, masks: Tensor, labels: Tensor) -> Any:
-    return features.new_empty(()), features.new_empty(()), torch.empty_like(features)
+    return (
+        features.new_empty(()),
+        features.new_empty(()),
+        torch.empty_like(features, memory_format=torch.contiguous_format),
+        features.new_empty(features.shape[0], 4),
+    )
 
 
 def _backward_fake(
@@ -80,6 +88,7 @@ def _backward_fake(
     masks: Tensor,
     labels: Tensor,
     means: Tensor,
+    norms: Tensor,
 ) -> Any:
     return (
         torch.empty_like(features, memory_format=torch.contiguous_format),
@@ -88,16 +97,22 @@ def _backward_fake(
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    means = output[2]
-    ctx.mark_non_differentiable(means)
-    ctx.save_for_backward(*inputs, means)
+    kept = output[2:]
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(*inputs, *kept)
 
 
 def _backward(call: Any, ctx: Any, grad_alignment: Tensor, grad_entropy: Tensor, *_: Any) -> Any:
     return *call(grad_alignment, grad_entropy, *ctx.saved_tensors), None
 
 
-backends.declare("masked_prototype_loss", "cpp")
+# Defines the operators of the namespace gsalign_triton; triton itself is imported at first use.
+if importlib.util.find_spec("gsalign_kernels.triton") is not None:
+    importlib.import_module("gsalign_kernels.triton.prototype")
+
+backends.declare(
+    "masked_prototype_loss", "cpp", "cuda", "triton", without_float64=("cuda", "triton")
+)
 registration.register(
     "masked_prototype_loss",
     fake=_fake,

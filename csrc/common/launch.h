@@ -106,6 +106,21 @@ GSALIGN_DEVICE void count_one(int* counter) {
   atomicAdd(counter, 1);
 }
 
+// Announces that a block has done its part of a launch, from one thread after a barrier; whether
+// all `blocks` have now. What a block wrote before its barrier can then be read by the last one,
+// with load_written() and after a barrier of its own. `counter` starts at zero. Which block comes
+// last varies, so what it does must not depend on which one it is.
+GSALIGN_DEVICE bool arrives_last(int* counter, int blocks) {
+  __threadfence();
+  const bool last = atomicAdd(counter, 1) == blocks - 1;
+  __threadfence();
+  return last;
+}
+// A value that another block of the launch has written: read past this multiprocessor's own cache.
+GSALIGN_DEVICE float load_written(const float* source) {
+  return __ldcg(source);
+}
+
 // Arithmetic that the compiler may not fuse or split otherwise, for values that are computed in two
 // places and must come out alike.
 GSALIGN_DEVICE float multiply(float a, float b) {
@@ -113,6 +128,10 @@ GSALIGN_DEVICE float multiply(float a, float b) {
 }
 GSALIGN_DEVICE float multiply_add(float a, float b, float c) {
   return __fmaf_rn(a, b, c);
+}
+
+GSALIGN_DEVICE float square_root(float value) {
+  return __fsqrt_rn(value);
 }
 
 // log2 of a normal positive number in one instruction; its error is within 2^-22, absolute for

@@ -34,6 +34,9 @@ GSALIGN_HOST_DEVICE S clamped_mask(S mask) {
   return mask < kSmallestMask<S> ? kSmallestMask<S> : mask;
 }
 
+// What the forward pass keeps of a row for the backward pass: |f|, |q|, f q and |mu|.
+constexpr int kKept = 4;
+
 // A row's gradients, for a loss of slope / 2 times sum (g - p)^2.
 //
 // With e = g - p, the gradient by f is  slope / |f| (e - g (e g)),  and by q  -slope / |q|

@@ -3,7 +3,8 @@
 // Samples are grouped by label once. A class is one unit of work: its rows are summed, then read
 // again from the cache for everything else. A class of more than kPieceRows samples is cut into
 // pieces instead, and its sums into channels, for several threads to work on it. Every sum has one
-// order that depends on the labels alone, so every bit is the same for any number of threads.
+// order that depends on the labels alone, so every bit is the same for any number of threads. The
+// backward pass takes its scalars of a row from the forward pass, and needs one pass over the rows.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -121,19 +122,26 @@ void make_mean(
   });
 }
 
-// The losses of the samples of a piece, and the class mean in their rows of `means`.
+// The losses of the samples of a piece, and what is kept of them: the class mean in their rows of
+// `means`, and their rows of `norms` [B, kKept].
 template <typename S>
 void lose_piece(
-    const Classes& classes, const Piece& piece, const Batch<S>& batch, S* means, double* distances,
-    double* logarithms) {
+    const Classes& classes, const Piece& piece, const Batch<S>& batch, S* means, S* norms,
+    double* distances, double* logarithms) {
   const std::int64_t channels = batch.channels;
   const S* mean = class_mean(classes, piece.index, means, channels);
   with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
     constexpr int kBytes = decltype(width)::kBytes;
-    const auto centre = static_cast<S>(inverse_norm(row_norm<kBytes>(mean, channels)));
+    const double mean_norm = row_norm<kBytes>(mean, channels);
+    const auto centre = static_cast<S>(inverse_norm(mean_norm));
     for (const std::int64_t* b = piece.begin; b != piece.end; ++b) {
       const S *feature = batch.features + *b * channels, *mask = batch.masks + *b * channels;
-      const RowSums sums = row_sums<kBytes, true>(feature, mean, mask, centre, channels);
+      const RowSums sums = row_sums<kBytes>(feature, mean, mask, centre, channels);
+      S* kept = norms + *b * kKept;
+      kept[0] = static_cast<S>(sums.feature_norm);
+      kept[1] = static_cast<S>(sums.product_norm);
+      kept[2] = static_cast<S>(sums.feature_product);
+      kept[3] = static_cast<S>(mean_norm);
       logarithms[*b] = sums.logarithms;
       distances[*b] = row_distance<kBytes>(
           feature, mean, mask, static_cast<S>(inverse_norm(sums.feature_norm)), centre,
@@ -149,14 +157,15 @@ void lose_piece(
 }
 
 template <typename S>
-void forward(const Classes& classes, const Batch<S>& batch, S* means, S* alignment, S* entropy) {
+void forward(
+    const Classes& classes, const Batch<S>& batch, S* means, S* norms, S* alignment, S* entropy) {
   const std::int64_t channels = batch.channels;
   std::vector<double> distances(batch.size), logarithms(batch.size);
   if (classes.largest() <= kPieceRows) {
     parallel_for(classes.count(), [&](std::int64_t k) {
       make_mean(classes, k, batch, 0, channels, means);
       lose_piece(
-          classes, {k, classes.begin(k), classes.end(k)}, batch, means, distances.data(),
+          classes, {k, classes.begin(k), classes.end(k)}, batch, means, norms, distances.data(),
           logarithms.data());
     });
   } else {
@@ -169,7 +178,7 @@ void forward(const Classes& classes, const Batch<S>& batch, S* means, S* alignme
     });
     const std::vector<Piece> pieces = pieces_of(classes);
     parallel_for(std::ssize(pieces), [&](std::int64_t i) {
-      lose_piece(classes, pieces[i], batch, means, distances.data(), logarithms.data());
+      lose_piece(classes, pieces[i], batch, means, norms, distances.data(), logarithms.data());
     });
   }
   double distance = 0.0, logarithm = 0.0;
@@ -187,6 +196,17 @@ struct Slopes {
   S entropy;         // gradient by an element of m log m, negative
 };
 
+// What the forward pass kept.
+template <typename S>
+struct Kept {
+  const S *means, *norms;  // [B, D], [B, kKept]
+
+  double feature_norm(std::int64_t b) const { return norms[b * kKept]; }
+  double product_norm(std::int64_t b) const { return norms[b * kKept + 1]; }
+  double feature_product(std::int64_t b) const { return norms[b * kKept + 2]; }
+  double mean_norm(std::int64_t b) const { return norms[b * kKept + 3]; }
+};
+
 template <typename S>
 RowGradients<S> narrowed(const RowGradients<double>& by) {
   return {
@@ -198,23 +218,22 @@ RowGradients<S> narrowed(const RowGradients<double>& by) {
 // the piece are left in `total` and returned.
 template <typename S>
 double pull_piece(
-    const Classes& classes, const Piece& piece, const Batch<S>& batch, const S* means,
-    const Slopes<S>& slopes, S* grad_features, S* grad_masks, S* total) {
+    const Piece& piece, const Batch<S>& batch, const Kept<S>& kept, const Slopes<S>& slopes,
+    S* grad_features, S* grad_masks, S* total) {
   const std::int64_t channels = batch.channels;
-  const S* mean = class_mean(classes, piece.index, means, channels);
+  const S* mean = kept.means + *piece.begin * channels;
+  const auto centre = static_cast<S>(inverse_norm(kept.mean_norm(*piece.begin)));
   double along = 0.0;
   with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
     constexpr int kBytes = decltype(width)::kBytes;
-    const auto centre = static_cast<S>(inverse_norm(row_norm<kBytes>(mean, channels)));
     for (const std::int64_t* b = piece.begin; b != piece.end; ++b) {
-      const S *feature = batch.features + *b * channels, *mask = batch.masks + *b * channels;
-      const RowSums sums = row_sums<kBytes, false>(feature, mean, mask, centre, channels);
       const RowGradients<double> by = row_gradients(
-          sums.feature_norm, sums.product_norm, sums.feature_product, slopes.alignment);
+          kept.feature_norm(*b), kept.product_norm(*b), kept.feature_product(*b), slopes.alignment);
       along += by.along;
       row_backward<kBytes>(
-          feature, mean, mask, centre, narrowed<S>(by), slopes.entropy, channels,
-          grad_features + *b * channels, grad_masks + *b * channels, total, b == piece.begin);
+          batch.features + *b * channels, mean, batch.masks + *b * channels, centre,
+          narrowed<S>(by), slopes.entropy, channels, grad_features + *b * channels,
+          grad_masks + *b * channels, total, b == piece.begin);
     }
   });
   return along;
@@ -223,16 +242,15 @@ double pull_piece(
 // Makes the sums over a class what each of its samples gets through the class mean.
 template <typename S>
 void share_class(
-    const Classes& classes, std::int64_t index, const S* means, std::int64_t channels, double along,
-    S* total) {
-  const S* mean = class_mean(classes, index, means, channels);
+    const Classes& classes, std::int64_t index, const Kept<S>& kept, std::int64_t channels,
+    double along, S* total) {
+  const std::int64_t first = *classes.begin(index);
+  const ClassGradient<double> by =
+      class_gradient(kept.mean_norm(first), along, static_cast<double>(classes.size(index)));
   with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
-    constexpr int kBytes = decltype(width)::kBytes;
-    const ClassGradient<double> by = class_gradient(
-        row_norm<kBytes>(mean, channels), along, static_cast<double>(classes.size(index)));
-    class_backward<kBytes>(
-        total, mean, ClassGradient<S>{static_cast<S>(by.scale), static_cast<S>(by.radial)},
-        channels);
+    class_backward<decltype(width)::kBytes>(
+        total, kept.means + first * channels,
+        ClassGradient<S>{static_cast<S>(by.scale), static_cast<S>(by.radial)}, channels);
   });
 }
 
@@ -248,8 +266,8 @@ void add_share(const Piece& piece, const S* share, std::int64_t channels, S* gra
 
 template <typename S>
 void backward(
-    const Classes& classes, const Batch<S>& batch, const S* means, S grad_alignment, S grad_entropy,
-    S* grad_features, S* grad_masks) {
+    const Classes& classes, const Batch<S>& batch, const Kept<S>& kept, S grad_alignment,
+    S grad_entropy, S* grad_features, S* grad_masks) {
   const std::int64_t channels = batch.channels;
   const Slopes<S> slopes{
       2.0 * grad_alignment / batch.elements(), static_cast<S>(grad_entropy / batch.elements())};
@@ -258,9 +276,9 @@ void backward(
         classes.count(), [&] { return Scratch<S>(channels); },
         [&](const Scratch<S>& total, std::int64_t k) {
           const Piece piece{k, classes.begin(k), classes.end(k)};
-          const double along = pull_piece(
-              classes, piece, batch, means, slopes, grad_features, grad_masks, total.data());
-          share_class(classes, k, means, channels, along, total.data());
+          const double along =
+              pull_piece(piece, batch, kept, slopes, grad_features, grad_masks, total.data());
+          share_class(classes, k, kept, channels, along, total.data());
           add_share(piece, total.data(), channels, grad_features);
         });
     return;
@@ -270,8 +288,7 @@ void backward(
   std::vector<double> along(pieces.size());
   parallel_for(std::ssize(pieces), [&](std::int64_t i) {
     along[i] = pull_piece(
-        classes, pieces[i], batch, means, slopes, grad_features, grad_masks,
-        totals.data() + i * channels);
+        pieces[i], batch, kept, slopes, grad_features, grad_masks, totals.data() + i * channels);
   });
   std::vector<std::int64_t> firsts;  // the first piece of each class, then the number of pieces
   for (std::int64_t i = 0; i < std::ssize(pieces); ++i) {
@@ -289,7 +306,7 @@ void backward(
         add_row<decltype(width)::kBytes>(total, totals.data() + i * channels, channels);
       });
     }
-    share_class(classes, k, means, channels, sum, total);
+    share_class(classes, k, kept, channels, sum, total);
   });
   parallel_for(std::ssize(pieces), [&](std::int64_t i) {
     add_share(
@@ -305,7 +322,7 @@ void check_arguments(const Tensor& features, const Tensor& masks, const Tensor& 
   STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long, "labels: wanted int64");
 }
 
-std::tuple<Tensor, Tensor, Tensor> masked_prototype_loss(
+std::tuple<Tensor, Tensor, Tensor, Tensor> masked_prototype_loss(
     const Tensor& features, const Tensor& masks, const Tensor& labels) {
   check_arguments(features, masks, labels);
   const Tensor in = as_contiguous(features), masks_in = as_contiguous(masks),
@@ -314,19 +331,20 @@ std::tuple<Tensor, Tensor, Tensor> masked_prototype_loss(
   const Tensor alignment = empty({}, in.scalar_type());
   const Tensor entropy = empty({}, in.scalar_type());
   const Tensor means = empty({batch, channels}, in.scalar_type());
+  const Tensor norms = empty({batch, kKept}, in.scalar_type());
   const Classes classes(data<std::int64_t>(labels_in), batch);
   dispatch_coordinates("features", in.scalar_type(), [&](auto kind) {
     using S = decltype(kind);
     forward(
         classes, Batch<S>{data<S>(in), data<S>(masks_in), batch, channels}, mutable_data<S>(means),
-        mutable_data<S>(alignment), mutable_data<S>(entropy));
+        mutable_data<S>(norms), mutable_data<S>(alignment), mutable_data<S>(entropy));
   });
-  return {alignment, entropy, means};
+  return {alignment, entropy, means, norms};
 }
 
 std::tuple<Tensor, Tensor> masked_prototype_loss_backward(
     const Tensor& grad_alignment, const Tensor& grad_entropy, const Tensor& features,
-    const Tensor& masks, const Tensor& labels, const Tensor& means) {
+    const Tensor& masks, const Tensor& labels, const Tensor& means, const Tensor& norms) {
   check_arguments(features, masks, labels);
   check_shape("grad_alignment", grad_alignment, {});
   check_type("grad_alignment", grad_alignment, features.scalar_type());
@@ -334,8 +352,11 @@ std::tuple<Tensor, Tensor> masked_prototype_loss_backward(
   check_type("grad_entropy", grad_entropy, features.scalar_type());
   check_shape("means", means, {features.size(0), features.size(1)});
   check_type("means", means, features.scalar_type());
+  check_shape("norms", norms, {features.size(0), kKept});
+  check_type("norms", norms, features.scalar_type());
   const Tensor in = as_contiguous(features), masks_in = as_contiguous(masks),
-               labels_in = as_contiguous(labels), means_in = as_contiguous(means);
+               labels_in = as_contiguous(labels), means_in = as_contiguous(means),
+               norms_in = as_contiguous(norms);
   const std::int64_t batch = in.size(0), channels = in.size(1);
   const Tensor grad_features = empty({batch, channels}, in.scalar_type());
   const Tensor grad_masks = empty({batch, channels}, in.scalar_type());
@@ -343,9 +364,9 @@ std::tuple<Tensor, Tensor> masked_prototype_loss_backward(
   dispatch_coordinates("features", in.scalar_type(), [&](auto kind) {
     using S = decltype(kind);
     backward(
-        classes, Batch<S>{data<S>(in), data<S>(masks_in), batch, channels}, data<S>(means_in),
-        *data<S>(grad_alignment), *data<S>(grad_entropy), mutable_data<S>(grad_features),
-        mutable_data<S>(grad_masks));
+        classes, Batch<S>{data<S>(in), data<S>(masks_in), batch, channels},
+        Kept<S>{data<S>(means_in), data<S>(norms_in)}, *data<S>(grad_alignment),
+        *data<S>(grad_entropy), mutable_data<S>(grad_features), mutable_data<S>(grad_masks));
   });
   return {grad_features, grad_masks};
 }

@@ -121,24 +121,25 @@ struct RowSums {
   double logarithms;                  // sum m log max(m, 1e-6)
 };
 
-// `centre` is the inverse norm of the class mean. kLoss: the logarithms too, but not f q.
-template <int kBytes, bool kLoss, typename R>
+// `centre` is the inverse norm of the class mean.
+template <int kBytes, typename R>
 GSALIGN_INLINE RowSums
 row_sums(const R* feature, const R* mean, const R* mask, R centre, std::int64_t channels) {
   using V = Vector<R, kBytes>;
   const V smallest = V{} + kSmallestMask<R>;
-  V features[2] = {}, products[2] = {}, others[2] = {};
+  V features[2] = {}, products[2] = {}, crossed[2] = {}, logarithms[2] = {};
   for_slices<R, kBytes>(channels, [&](auto slice, int turn) GSALIGN_VECTOR_BODY {
     const V f = slice.load(feature), m = slice.load(mask);
     const V q = centre * slice.load(mean) * m;
     features[turn] += f * f;
     products[turn] += q * q;
-    others[turn] += kLoss ? m * logarithm<R>(at_least(m, smallest)) : f * q;
+    crossed[turn] += f * q;
+    logarithms[turn] += m * logarithm<R>(at_least(m, smallest));
   });
-  const double other = sum_of<R>(others[0] + others[1]);
   return {
       std::sqrt(sum_of<R>(features[0] + features[1])),
-      std::sqrt(sum_of<R>(products[0] + products[1])), kLoss ? 0.0 : other, kLoss ? other : 0.0};
+      std::sqrt(sum_of<R>(products[0] + products[1])), sum_of<R>(crossed[0] + crossed[1]),
+      sum_of<R>(logarithms[0] + logarithms[1])};
 }
 
 // sum (g - p)^2

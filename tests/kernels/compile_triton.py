@@ -23,6 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gsalign_kernels.triton import (
+    prototype,
+    prototype_kernels,
     tps,
     tps_kernels,
     tps_solve,
@@ -38,6 +40,7 @@ FAMILIES = {
     "tps": (tps, tps_kernels),
     "tps_solve": (tps_solve, tps_solve_kernels),
     "warp_image": (warp_image, warp_image_kernels),
+    "prototype": (prototype, prototype_kernels),
 }
 TYPES = {
     torch.float32: "*fp32",
@@ -45,6 +48,7 @@ TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 OPTIONS = ("num_warps", "num_stages")
 
@@ -94,6 +98,14 @@ def run_warp_image(
     warp_image.warp_image_backward(grad, image, *spline, mode, padding, align_corners)
 
 
+def run_prototype(dtype, batch, channels) -> None:
+    """A forward and a backward pass of the prototype loss."""
+    features = torch.zeros(batch, channels, dtype=dtype)
+    given = (features, features, torch.zeros(batch, dtype=torch.int64))
+    alignment, entropy, *kept = prototype.masked_prototype_loss(*given)
+    prototype.masked_prototype_loss_backward(alignment, entropy, *given, *kept)
+
+
 # The published layouts; vectors that no 16 divides; one channel or column, which Triton compiles in
 # as a constant; small maps with many control points.
 RUNS = [
@@ -117,6 +129,10 @@ RUNS = [
     (run_warp_image, torch.bfloat16, 4, 64, (64, 32), 25, 0, 2, False, True),
     (run_warp_image, torch.float16, 2, 50, (33, 17), 9, 0, 2, True, False),
     (run_warp_image, torch.float32, 2, 1, (5, 3), 9, 1, 1, False, False),
+    # Batch, channels.
+    (run_prototype, torch.float32, 128, 768),
+    (run_prototype, torch.float32, 5, 1),
+    (run_prototype, torch.float32, 5000, 301),
 ]
 
 

@@ -39,6 +39,11 @@ CUDA_KERNELS = {
         "tps_gradient_kernel": 4,
         "tps_sum_partials_kernel": 3,
     },
+    "prototype": {  # vectors, single values
+        "prototype_means_kernel": 2,
+        "prototype_rows_kernel": 2,
+        "prototype_backward_kernel": 2,
+    },
 }
 
 
@@ -121,6 +126,14 @@ def test_splines_leave_room_for_blocks(cuda_kernels):
         assert kernel.blocks(256) >= (4 if hot else 2), kernel
 
 
+def test_prototype_loss_leaves_room_for_blocks(cuda_kernels):
+    """``prototype_plan.h`` tells the compiler how many over classes; those over rows have 8."""
+    plan = (CSRC / "prototype" / "prototype_plan.h").read_text()
+    resident = int(re.search(r"kResidentBlocks = (\d+);", plan)[1])
+    for kernel in cuda_kernels("prototype"):
+        assert kernel.blocks(256) >= (8 if "rows" in kernel.name else resident), kernel
+
+
 # Registers per thread by family and kernel; 64 and fewer leave room for 1024 threads on a
 # multiprocessor.
 TRITON_REGISTERS = {
@@ -142,6 +155,9 @@ TRITON_REGISTERS = {
     ("warp_image", "forward_kernel"): 104,
     ("warp_image", "taps_kernel"): 88,
     ("warp_image", "gather_kernel"): 136,
+    ("prototype", "means_kernel"): 88,
+    ("prototype", "rows_kernel"): 56,
+    ("prototype", "backward_kernel"): 128,
 }
 TRITON_SHARED = 4096  # bytes
 

@@ -204,11 +204,22 @@ inline void count_one(int* counter) {
   __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
 }
 
+inline bool arrives_last(int* counter, int blocks) {
+  return __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL) == blocks - 1;
+}
+inline float load_written(const float* source) {
+  return *source;
+}
+
 inline float multiply(float a, float b) {
   return a * b;
 }
 inline float multiply_add(float a, float b, float c) {
   return std::fma(a, b, c);
+}
+
+inline float square_root(float value) {
+  return std::sqrt(value);
 }
 
 inline float fast_log2(float value) {
