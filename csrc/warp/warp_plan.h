@@ -20,13 +20,6 @@ constexpr int kMaxSharedBytes = 112 * 1024;  // of a staged tile: leaves room fo
 constexpr int kForwardBlocks = 5;
 constexpr int kBackwardBlocks = 4;
 
-GSALIGN_HOST_DEVICE int divide_up(int a, int b) {
-  return (a + b - 1) / b;
-}
-GSALIGN_HOST_DEVICE int round_up_16(int bytes) {
-  return (bytes + 15) & ~15;
-}
-
 // Forward: fractions (pairs of floats) and cells of a chunk of queries, then the tile.
 struct ForwardLayout {
   int cells, tile, total;
