@@ -40,6 +40,8 @@ struct Int4 {
 
 #define GSALIGN_DEVICE __device__ __forceinline__
 #define GSALIGN_UNROLL _Pragma("unroll")
+#define GSALIGN_PRAGMA(text) _Pragma(#text)
+#define GSALIGN_UNROLL_BY(count) GSALIGN_PRAGMA(unroll count)
 // Most threads of a block; then, where given, how many blocks a multiprocessor's registers must
 // hold.
 #define GSALIGN_KERNEL(...) static __global__ void __launch_bounds__(__VA_ARGS__)
@@ -74,6 +76,12 @@ GSALIGN_DEVICE unsigned char* shared_memory() {
 
 GSALIGN_DEVICE void barrier() {
   __syncthreads();
+}
+
+// The compiler keeps no copies of memory in registers beyond this point. At the head of a loop it
+// makes every round read its tables again, where the copies would push out what is worked on.
+GSALIGN_DEVICE void forget_memory() {
+  asm volatile("" ::: "memory");
 }
 
 GSALIGN_DEVICE float shuffle_xor(float value, int mask) {

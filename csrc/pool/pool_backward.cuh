@@ -32,11 +32,13 @@ GSALIGN_DEVICE void write_mask_gradients(
   const Weights weights(masks, sample, position);
   float mean = 0.0f;
   if (masks.activation == Activation::kSoftmax) {
+    GSALIGN_UNROLL_BY(2)
     for (int p = 0; p < masks.parts; ++p) {
       mean += weights.part(p) * gradient_of(p);
     }
   }
   float* column = target + sample * masks.set_stride + position;
+  GSALIGN_UNROLL_BY(1)
   for (int q = share; q < masks.channels(); q += sharing) {
     float gradient = q >= masks.background ? gradient_of(q - masks.background) : 0.0f;
     if (masks.activation != Activation::kNone) {
@@ -106,7 +108,7 @@ template <typename T, int kVector, int kParts, bool kMaxima>
 struct Rows {
   const T* source;
   T* target;
-  std::int64_t row_stride;
+  int row_stride;
   int channels;      // stride of the target's rows
   int first_row;     // of the sample
   int rows_left;     // in the sample, from there on
@@ -116,13 +118,17 @@ struct Rows {
   int slot;
 
   GSALIGN_DEVICE void read(Block<T, kVector>& block, int column) const {
-    block.read(source + column * kVector, row_stride, rows_left, column < columns);
+    block.read(source + column * kVector, row_stride, column < columns ? rows_left : 0);
   }
 
-  // back += weight * gradient of part p, dots += x * gradient.
+  // Rows whose tokens and gradients are in registers together: as many as leave room for 24 or 32
+  // dot products.
+  static constexpr int kSide = kVector == 8 && (kParts > 6 || kMaxima) ? kRows / 2 : kRows;
+
+  // back += weight * gradient of part p, dots += x * gradient, for the rows from `row` on.
   template <bool kBack, bool kDots>
   GSALIGN_DEVICE void add_part(
-      int p, int column, const float (&x)[kRows][kVector], float (&back)[kRows][kVector],
+      int p, int column, int row, const float (&x)[kSide][kVector], float (&back)[kSide][kVector],
       float* dots) const {
     float gradient[kVector];
     Pieces<kVector>::load(stage.gradients, p, column, columns, gradient);
@@ -130,7 +136,7 @@ struct Rows {
     if constexpr (kMaxima) {
       GSALIGN_UNROLL
       for (int i = 0; i < kVector; ++i) {
-        winner[i] = stage.winners[(p * kVector + i) * columns + column] - first_row;
+        winner[i] = stage.winners[(p * kVector + i) * columns + column] - first_row - row;
       }
     }
     float weights[kRows];
@@ -138,24 +144,15 @@ struct Rows {
       load_values<float, kRows>(stage.weights + p * kUnitRows + slot, weights);
     }
     GSALIGN_UNROLL
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kSide; ++r) {
       GSALIGN_UNROLL
       for (int i = 0; i < kVector; ++i) {
-        if constexpr (kMaxima) {
-          const bool won = winner[i] == r;
-          if constexpr (kBack) {
-            back[r][i] += won ? weights[r] * gradient[i] : 0.0f;
-          }
-          if constexpr (kDots) {
-            dots[r] += won ? x[r][i] * gradient[i] : 0.0f;
-          }
-        } else {
-          if constexpr (kBack) {
-            back[r][i] += weights[r] * gradient[i];
-          }
-          if constexpr (kDots) {
-            dots[r] += x[r][i] * gradient[i];
-          }
+        const bool counts = !kMaxima || winner[i] == r;
+        if constexpr (kBack) {
+          back[r][i] += counts ? weights[row + r] * gradient[i] : 0.0f;
+        }
+        if constexpr (kDots) {
+          dots[r] += counts ? x[r][i] * gradient[i] : 0.0f;
         }
       }
     }
@@ -171,32 +168,39 @@ struct Rows {
     for (int i = 0; i < kParts * kRows; ++i) {
       dots[i] = 0.0f;
     }
+    GSALIGN_UNROLL_BY(1)
     for (int column = lane; column < columns; column += kWarpSize) {
       const Block<T, kVector> now = next;
       read(next, column + kWarpSize);
-      float x[kRows][kVector];
-      float back[kRows][kVector];
       GSALIGN_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        unpack_values<T, kVector>(now.rows[r], x[r]);
+      for (int row = 0; row < kRows; row += kSide) {
+        forget_memory();
+        float x[kSide][kVector];
+        float back[kSide][kVector];
         GSALIGN_UNROLL
-        for (int i = 0; i < kVector; ++i) {
-          back[r][i] = 0.0f;
-        }
-      }
-      GSALIGN_UNROLL
-      for (int p = 0; p < kParts; ++p) {
-        add_part<kFirst, true>(first_part + p, column, x, back, dots + p * kRows);
-      }
-      if constexpr (kFirst) {
-        for (int p = kParts; p < padded_parts; ++p) {
-          add_part<true, false>(p, column, x, back, nullptr);
+        for (int r = 0; r < kSide; ++r) {
+          unpack_values<T, kVector>(now.rows[row + r], x[r]);
+          GSALIGN_UNROLL
+          for (int i = 0; i < kVector; ++i) {
+            back[r][i] = 0.0f;
+          }
         }
         GSALIGN_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          if (r < rows_left) {
-            store_values<T, kVector>(
-                target + static_cast<std::int64_t>(r) * channels + column * kVector, back[r]);
+        for (int p = 0; p < kParts; ++p) {
+          add_part<kFirst, true>(first_part + p, column, row, x, back, dots + p * kRows + row);
+        }
+        if constexpr (kFirst) {
+          GSALIGN_UNROLL_BY(1)
+          for (int p = kParts; takes_rounds(kParts, kMaxima) && p < padded_parts; ++p) {
+            add_part<true, false>(p, column, row, x, back, nullptr);
+          }
+          GSALIGN_UNROLL
+          for (int r = 0; r < kSide; ++r) {
+            if (row + r < rows_left) {
+              store_values<T, kVector>(
+                  target + static_cast<std::int64_t>(row + r) * channels + column * kVector,
+                  back[r]);
+            }
           }
         }
       }
@@ -260,118 +264,116 @@ GSALIGN_DEVICE void stage_weights(
   const int row = thread_index() % kUnitRows;
   const int share = thread_index() / kUnitRows;
   const int sharing = block_size() / kUnitRows;
-  const bool exists = first_row + row < masks.positions;
-  const Weights weights(masks, sample, exists ? first_row + row : masks.positions - 1);
+  if (first_row + row >= masks.positions) {
+    for (int p = share; p < padded_parts; p += sharing) {
+      stage.weights[p * kUnitRows + row] = 0.0f;
+    }
+    return;
+  }
+  const Weights weights(masks, sample, first_row + row);
   for (int p = share; p < padded_parts; p += sharing) {
-    const float total = p < masks.parts ? totals[p] : 1.0f;
     stage.weights[p * kUnitRows + row] =
-        exists && p < masks.parts ? weights.part(p) / masks.divisor_of(total) : 0.0f;
+        p < masks.parts ? weights.part(p) / masks.divisor_of(totals[p]) : 0.0f;
   }
 }
 
-// A block owns a sample and every so many-th unit of its rows; its warps share the rows of a unit.
+// A block owns a unit of a sample's rows, a warp kRows of them.
 template <typename T, int kVector, int kParts, bool kMaxima>
 GSALIGN_KERNEL(kBackwardThreads, kBackwardBlocks)
 pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradients) {
   const MaskSets& masks = problem.masks;
-  const int sample = block_index() / plan.blocks;
-  const int first_unit = block_index() % plan.blocks;
-  const Stage stage(shared_memory(), BackwardLayout::make(plan, kVector, kMaxima));
+  const int blocks = plan.units > 0 ? plan.units : 1;
+  const int sample = block_index() / blocks;
+  const int unit = block_index() % blocks;
+  const int unit_row = unit * kUnitRows;
+  const int slot = thread_index() / kWarpSize * kRows;
   const int all_columns = problem.channels / kVector;
   const int tiles = all_columns > plan.columns ? divide_up(all_columns, plan.columns) : 1;
   const std::int64_t parts_before = static_cast<std::int64_t>(sample) * masks.parts;
   const float* totals = gradients.totals + parts_before;
   T* target = gradients.tokens + static_cast<std::int64_t>(sample) *
                                      (problem.prefix + masks.positions) * problem.channels;
+  const Stage stage(shared_memory(), BackwardLayout::make(plan, kVector, kMaxima));
+
+  Rows<T, kVector, kParts, kMaxima> rows{
+      problem.tokens + sample * problem.sample_stride +
+          static_cast<std::int64_t>(unit_row + slot) * problem.row_stride,
+      target + static_cast<std::int64_t>(problem.prefix + unit_row + slot) * problem.channels,
+      problem.row_stride,
+      problem.channels,
+      unit_row + slot,
+      masks.positions - unit_row - slot,
+      0,
+      plan.padded_parts,
+      stage,
+      slot};
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int first_column = tile * plan.columns;
+    const int columns_left = all_columns - first_column;
+    rows.columns = columns_left < plan.columns ? columns_left : plan.columns;
+    Block<T, kVector> next;
+    rows.read(next, thread_index() % kWarpSize);  // while shared memory is filled
+    if (tile == 0) {
+      stage_weights(stage, masks, totals, sample, unit_row, plan.padded_parts);
+    } else {
+      barrier();  // the pooled gradients are used up
+    }
+    stage_gradients<T, kVector, kMaxima>(
+        stage, gradients, problem, sample, plan.padded_parts, first_column, rows.columns);
+    barrier();
+    rows.template round<true>(0, next, tile > 0);
+    for (int p = kParts; takes_rounds(kParts, kMaxima) && p < plan.padded_parts; p += kParts) {
+      rows.read(next, thread_index() % kWarpSize);
+      rows.template round<false>(p, next, tile > 0);
+    }
+    rows.source += static_cast<std::int64_t>(rows.columns) * kVector;
+    rows.target += static_cast<std::int64_t>(rows.columns) * kVector;
+  }
 
   // What is before the map has no part in it.
   float nothing[kVector] = {};
-  for (int row = first_unit; row < problem.prefix; row += plan.blocks) {
+  for (int row = unit; row < problem.prefix; row += blocks) {
+    T* before = target + static_cast<std::int64_t>(row) * problem.channels;
     for (int column = thread_index(); column < all_columns; column += block_size()) {
-      store_values<T, kVector>(
-          target + static_cast<std::int64_t>(row) * problem.channels + column * kVector, nothing);
+      store_values<T, kVector>(before + column * kVector, nothing);
     }
   }
-  target += static_cast<std::int64_t>(problem.prefix) * problem.channels;
+  barrier();
 
-  for (int unit = first_unit; unit < plan.units; unit += plan.blocks) {
-    const int unit_row = unit * kUnitRows;
-    const int slot = thread_index() / kWarpSize * kRows;
-    Rows<T, kVector, kParts, kMaxima> rows{
-        problem.tokens + sample * problem.sample_stride +
-            (unit_row + slot) * problem.row_stride,
-        target + static_cast<std::int64_t>(unit_row + slot) * problem.channels,
-        problem.row_stride,
-        problem.channels,
-        unit_row + slot,
-        masks.positions - unit_row - slot,
-        0,
-        plan.padded_parts,
-        stage,
-        slot};
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int first_column = tile * plan.columns;
-      const int columns_left = all_columns - first_column;
-      rows.columns = columns_left < plan.columns ? columns_left : plan.columns;
-      Block<T, kVector> next;
-      rows.read(next, thread_index() % kWarpSize);  // while shared memory is filled
-      if (unit != first_unit || tile > 0) {
-        barrier();  // shared memory is used up
-      }
-      if (tile == 0) {
-        stage_weights(stage, masks, totals, sample, unit_row, plan.padded_parts);
-      }
-      if (tiles > 1 || unit == first_unit) {
-        stage_gradients<T, kVector, kMaxima>(
-            stage, gradients, problem, sample, plan.padded_parts, first_column, rows.columns);
-      }
-      barrier();
-      rows.template round<true>(0, next, tile > 0);
-      for (int p = kParts; p < plan.padded_parts; p += kParts) {
-        rows.read(next, thread_index() % kWarpSize);
-        rows.template round<false>(p, next, tile > 0);
-      }
-      rows.source += static_cast<std::int64_t>(rows.columns) * kVector;
-      rows.target += static_cast<std::int64_t>(rows.columns) * kVector;
+  if (gradients.weights == nullptr) {
+    // Nothing else is to come in: on to the masks.
+    const int row = thread_index() % kUnitRows;
+    const int position = unit_row + row;
+    if (position < masks.positions) {
+      write_mask_gradients(
+          masks, sample, position, thread_index() / kUnitRows, block_size() / kUnitRows,
+          gradients.masks, [&](int p) {
+            const float gradient = stage.dots[p * kUnitRows + row] / masks.divisor_of(totals[p]);
+            return gradients.peaks[parts_before + p] == position
+                       ? gradient + gradients.visibility[parts_before + p]
+                       : gradient;
+          });
     }
-    barrier();
-
-    if (gradients.weights == nullptr) {
-      // Nothing else is to come in: on to the masks.
-      const int row = thread_index() % kUnitRows;
-      const int position = unit_row + row;
-      if (position < masks.positions) {
-        write_mask_gradients(
-            masks, sample, position, thread_index() / kUnitRows, block_size() / kUnitRows,
-            gradients.masks, [&](int p) {
-              const float gradient =
-                  stage.dots[p * kUnitRows + row] / masks.divisor_of(totals[p]);
-              return gradients.peaks[parts_before + p] == position
-                         ? gradient + gradients.visibility[parts_before + p]
-                         : gradient;
-            });
-      }
-      continue;
+    return;
+  }
+  const int count = masks.parts * kUnitRows;
+  for (int start = 0; start < count; start += block_size()) {
+    const int i = start + thread_index();
+    const int p = i / kUnitRows;
+    const int position = unit_row + i % kUnitRows;
+    const float by = i < count ? masks.divisor_of(totals[p]) : 1.0f;
+    float slope = 0.0f;
+    if (i < count && position < masks.positions) {
+      const float dot = stage.dots[i];
+      gradients.weights[(parts_before + p) * masks.positions + position] = dot / by;
+      slope = stage.weights[i] * dot;
     }
-    const int count = masks.parts * kUnitRows;
-    for (int start = 0; start < count; start += block_size()) {
-      const int i = start + thread_index();
-      const int p = i / kUnitRows;
-      const int position = unit_row + i % kUnitRows;
-      float slope = 0.0f;
-      if (i < count && position < masks.positions) {
-        const float dot = stage.dots[i];
-        gradients.weights[(parts_before + p) * masks.positions + position] =
-            dot / masks.divisor_of(totals[p]);
-        slope = stage.weights[i] * dot;
-      }
-      for (int mask = kUnitRows / 2; mask > 0; mask /= 2) {
-        slope += shuffle_xor(slope, mask);
-      }
-      if (i < count && i % kUnitRows == 0) {
-        gradients.slopes[(static_cast<std::int64_t>(sample) * plan.units + unit) * masks.parts +
-                         p] = slope / masks.divisor_of(totals[p]);
-      }
+    for (int mask = kUnitRows / 2; mask > 0; mask /= 2) {
+      slope += shuffle_xor(slope, mask);
+    }
+    if (i < count && i % kUnitRows == 0 && unit < plan.units) {
+      gradients.slopes[(static_cast<std::int64_t>(sample) * plan.units + unit) * masks.parts + p] =
+          slope / by;
     }
   }
 }

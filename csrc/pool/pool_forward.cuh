@@ -115,6 +115,7 @@ struct Table {
       }
       const Weights all(masks, sample, position);
       constexpr int kAhead = 4;  // logits are asked for together, before any weight is stored
+      GSALIGN_UNROLL_BY(1)
       for (int p0 = share; p0 < parts; p0 += kAhead * sharing) {
         float logits[kAhead];
         GSALIGN_UNROLL
@@ -132,6 +133,7 @@ struct Table {
       }
       if (with_leaders && share == 0) {
         Largest leader = Largest::nothing();
+        GSALIGN_UNROLL_BY(1)
         for (int q = 0; q < masks.channels(); ++q) {
           leader.meet({all.channel(q), q});
         }
@@ -147,6 +149,7 @@ struct Table {
     for (int p = thread_index() / kWarpSize; p < parts; p += block_size() / kWarpSize) {
       float total = 0.0f;
       Largest peak = Largest::nothing();
+      GSALIGN_UNROLL_BY(2)
       for (int row = lane; row < count; row += kWarpSize) {
         const float weight = weights[p * rows + row];
         total += weight;
@@ -201,9 +204,10 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
   const int sample = block_index() / tiles;
   const int tile = block_index() % tiles;
   const int first_channel = tile * tile_channels;
+  // Lanes past the last channel work on the tile's first ones, for nobody.
   const int channel = first_channel + lane * kVector;
-  const bool has_channels = channel < problem.channels;
-  const T* source = problem.tokens + sample * problem.sample_stride + channel;
+  const T* source = problem.tokens + sample * problem.sample_stride +
+                    (channel < problem.channels ? channel : first_channel);
 
   const Table table(shared_memory(), ForwardLayout::make(plan, kVector, kMaxima), plan);
   const bool tells = tile == 0;
@@ -213,6 +217,7 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
   const bool held_for_good = stretches == 1 && table.parts >= masks.parts;
   bool held = false;
 
+  constexpr bool kRounds = takes_rounds(kParts, kMaxima);
   for (int first_part = 0; first_part < masks.parts; first_part += kParts) {
     const int held_part = held_for_good ? 0 : first_part;  // the table's first
     Accumulator accumulator;
@@ -225,8 +230,9 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
       // Ahead of their use: the first rows, while the weights are made, then always the next ones.
       Block<T, kVector> next;
       int row = group * kRows;
-      const T* ahead = source + (first_row + row) * problem.row_stride;
-      next.read(ahead, problem.row_stride, rows_here - row, has_channels);
+      const int rows_read = problem.channels > 0 ? rows_here : 0;
+      const T* ahead = source + static_cast<std::int64_t>(first_row + row) * problem.row_stride;
+      next.read(ahead, problem.row_stride, rows_read - row);
       if (!held || !held_for_good) {
         if (held) {
           barrier();  // the table is used up
@@ -244,10 +250,11 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
         held = true;
       }
       const float* weights = table.weights + (first_part - held_part) * table.rows;
-      for (; row < rows_here; row += step) {
+      GSALIGN_UNROLL_BY(2)
+      for (; row < rows_read; row += step) {
         const Block<T, kVector> now = next;
-        ahead += step * problem.row_stride;
-        next.read(ahead, problem.row_stride, rows_here - row - step, has_channels);
+        ahead += static_cast<std::int64_t>(step) * problem.row_stride;
+        next.read(ahead, problem.row_stride, rows_read - row - step);
         float x[kRows][kVector];
         GSALIGN_UNROLL
         for (int r = 0; r < kRows; ++r) {
@@ -257,7 +264,7 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
         for (int p = 0; p < kParts; ++p) {
           float w[kRows];
           load_values<float, kRows>(weights + p * table.rows + row, w);
-          accumulator.add(p, w, x, first_row + row, rows_here - row);
+          accumulator.add(p, w, x, first_row + row, rows_read - row);
         }
       }
     }
@@ -296,6 +303,7 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
         for (int k = 0; k < kVector; ++k) {
           const int* at = positions + (p * kVector + k) * block_size() + owner;
           Largest best{result[k], at[0]};
+          GSALIGN_UNROLL_BY(1)
           for (int g = 1; g < groups; ++g) {
             float other[kVector];
             Exchange::load(sums, p, g * lanes + owner, block_size(), other);
@@ -321,6 +329,9 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
         }
       }
       store_values<T, kVector>(results.pooled + out, result);
+    }
+    if (!kRounds) {
+      break;
     }
     if (first_part + kParts < masks.parts) {
       barrier();  // the sums are read

@@ -133,7 +133,7 @@ LaunchStatus launch_backward(
             return allowed;
           }
           GSALIGN_LAUNCH(
-              kernel, problem.batch * plan.blocks, kBackwardThreads, plan.shared_bytes, stream,
+              kernel, problem.batch * (plan.units > 0 ? plan.units : 1), kBackwardThreads, plan.shared_bytes, stream,
               problem, plan, gradients);
           return launch_status();
         });

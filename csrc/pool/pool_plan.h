@@ -25,8 +25,7 @@ constexpr int kFinishThreads = 256;
 constexpr int kFinishPositions = 32;         // of a block
 constexpr int kFinishParts = 8;              // summed over the batch between two barriers
 
-// Blocks that a multiprocessor's 65,536 registers hold. The compiler is told, and the split of the
-// work counts on it.
+// Blocks that a multiprocessor's 65,536 registers hold; the compiler is told.
 template <typename T>
 constexpr int kForwardBlocks = sizeof(T) == 4 ? 3 : 2;
 constexpr int kBackwardBlocks = 4;
@@ -43,15 +42,11 @@ inline int parts_at_once(int parts, bool vectors, bool maxima) {
   if (parts <= 1) {
     return 1;
   }
-  const auto padded = [&](int each) { return divide_up(parts, each) * each; };
-  int best = 8;
-  for (const int each : {6, 4}) {
-    // Several rounds read the tokens several times: not for 4 at a time.
-    if (padded(each) < padded(best) && (each > 4 || parts <= 4)) {
-      best = each;
-    }
-  }
-  return best;
+  return parts <= 4 ? 4 : (parts <= 6 ? 6 : 8);
+}
+// Whether a kernel may have more parts than it accumulates at once, which takes further rounds.
+GSALIGN_HOST_DEVICE constexpr bool takes_rounds(int parts_at_once, bool maxima) {
+  return maxima || parts_at_once == 8;
 }
 
 // ---- forward ----
@@ -126,8 +121,7 @@ struct BackwardPlan {
   bool vectors;
   int parts;         // accumulated at once
   int padded_parts;  // all of them, up to a multiple of that
-  int units;         // of kUnitRows rows, of a sample
-  int blocks;        // of a sample: each takes every so many-th unit
+  int units;         // of kUnitRows rows of a sample: a block each
   int columns;       // of lane values, whose pooled gradients are in shared memory at a time
   int shared_bytes;
 };
@@ -150,8 +144,7 @@ struct BackwardLayout {
 };
 
 inline BackwardPlan plan_backward(
-    int parts, int positions, int channels, int value_bytes, bool vectors, bool maxima,
-    std::int64_t batch, int multiprocessors) {
+    int parts, int positions, int channels, int value_bytes, bool vectors, bool maxima) {
   const int lane_values = vectors ? 16 / value_bytes : 1;
   BackwardPlan plan{};
   plan.vectors = vectors;
@@ -164,10 +157,6 @@ inline BackwardPlan plan_backward(
   plan.columns = plan.columns > 1 ? plan.columns : 1;
 
   plan.units = divide_up(positions, kUnitRows);
-  const std::int64_t slots = static_cast<std::int64_t>(kBackwardBlocks) * multiprocessors;
-  std::int64_t each = (batch * plan.units + slots - 1) / slots;
-  each = each < 1 ? 1 : (each > plan.units ? plan.units : each);
-  plan.blocks = plan.units > 0 ? static_cast<int>((plan.units + each - 1) / each) : 1;
   plan.shared_bytes = BackwardLayout::make(plan, lane_values, maxima).total;
   return plan;
 }

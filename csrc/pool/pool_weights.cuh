@@ -37,11 +37,13 @@ class Weights {
     if (activation_ == Activation::kSoftmax) {
       const int channels = masks.channels();
       largest_ = -HUGE_VALF;
+      GSALIGN_UNROLL_BY(4)
       for (int q = 0; q < channels; ++q) {
         const float logit = this->logit(q);
         largest_ = logit > largest_ ? logit : largest_;
       }
       float sum = 0.0f;
+      GSALIGN_UNROLL_BY(4)
       for (int q = 0; q < channels; ++q) {
         sum += exponential(logit(q) - largest_);
       }
@@ -89,8 +91,9 @@ struct Largest {
 template <typename T>
 struct Problem {
   MaskSets masks;
-  const T* tokens;  // the first one of the map; channels are contiguous
-  std::int64_t sample_stride, row_stride;  // in values
+  const T* tokens;  // the first one of the map; its channels are contiguous
+  std::int64_t sample_stride;  // in values
+  int row_stride;              // likewise
   int batch, channels, prefix;
 };
 
@@ -99,19 +102,19 @@ template <typename T, int kVector>
 struct Block {
   Packed<T, kVector> rows[kRows];
 
-  // Rows from `rows_left` on do not exist, nor does anything where there are no channels.
-  GSALIGN_DEVICE void read(
-      const T* source, std::int64_t row_stride, int rows_left, bool has_channels) {
-    if (rows_left >= kRows && has_channels) {
+  // Rows from `rows_left` on do not exist and are zero. Where there is none at all nothing is done:
+  // nobody asks for such a block.
+  GSALIGN_DEVICE void read(const T* source, int row_stride, int rows_left) {
+    if (rows_left >= kRows) {
       GSALIGN_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        rows[r] = load_packed<T, kVector>(source + r * row_stride);
+        rows[r] = load_packed<T, kVector>(source + static_cast<std::int64_t>(row_stride) * r);
       }
-    } else {
+    } else if (rows_left > 0) {
       GSALIGN_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        rows[r] =
-            load_packed<T, kVector>(source + r * row_stride, r < rows_left && has_channels);
+        rows[r] = load_packed<T, kVector>(
+            source + static_cast<std::int64_t>(row_stride) * r, r < rows_left);
       }
     }
   }

@@ -20,6 +20,7 @@
 
 #define GSALIGN_DEVICE inline
 #define GSALIGN_UNROLL
+#define GSALIGN_UNROLL_BY(count)
 #define GSALIGN_KERNEL(...) static void
 
 #define GSALIGN_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \
@@ -152,6 +153,8 @@ inline void barrier() {
     host::self.state->meeting.arrive_and_wait();
   }
 }
+
+inline void forget_memory() {}
 
 inline float shuffle_xor(float value, int mask) {
   return host::bits_as<float>(
