@@ -94,13 +94,18 @@ struct Stage {
   float* gradients;  // pooled gradients by part, in pieces, of the columns at hand
   int* winners;      // with maxima: the rows they belong to
   float* weights;    // [parts][kUnitRows], over the divisors
-  float* dots;       // [parts][kUnitRows]
+  float* dots;       // [warps][parts][kRows]
 
   GSALIGN_DEVICE Stage(unsigned char* shared, const BackwardLayout& layout)
       : gradients(reinterpret_cast<float*>(shared)),
         winners(reinterpret_cast<int*>(shared + layout.winners)),
         weights(reinterpret_cast<float*>(shared + layout.weights)),
         dots(reinterpret_cast<float*>(shared + layout.dots)) {}
+
+  GSALIGN_DEVICE float dot(int p, int row, int padded_parts) const {
+    const int first = row / kRows * kRows;
+    return dots[first * padded_parts + p * kRows + (row - first)];
+  }
 };
 
 // What a warp does with its kRows rows of a unit.
@@ -123,7 +128,7 @@ struct Rows {
 
   // Rows whose tokens and gradients are in registers together: as many as leave room for 24 or 32
   // dot products.
-  static constexpr int kSide = kVector == 8 && (kParts > 6 || kMaxima) ? kRows / 2 : kRows;
+  static constexpr int kSide = kVector == 8 && (kParts > 4 || kMaxima) ? kRows / 2 : kRows;
 
   // back += weight * gradient of part p, dots += x * gradient, for the rows from `row` on.
   template <bool kBack, bool kDots>
@@ -191,7 +196,7 @@ struct Rows {
         }
         if constexpr (kFirst) {
           GSALIGN_UNROLL_BY(1)
-          for (int p = kParts; takes_rounds(kParts, kMaxima) && p < padded_parts; ++p) {
+          for (int p = kParts; kParts >= 6 && p < padded_parts; ++p) {
             add_part<true, false>(p, column, row, x, back, nullptr);
           }
           GSALIGN_UNROLL
@@ -209,8 +214,7 @@ struct Rows {
     if ((lane & alike_lanes(kParts * kRows)) == 0) {
       GSALIGN_UNROLL
       for (int i = 0; i < kept_sums(kParts * kRows); ++i) {
-        const int p = first_part + (first + i) / kRows;
-        float& sum = stage.dots[p * kUnitRows + slot + (first + i) % kRows];
+        float& sum = stage.dots[slot * padded_parts + first_part * kRows + first + i];
         sum = adds ? sum + dots[i] : dots[i];
       }
     }
@@ -295,41 +299,6 @@ pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradien
                                      (problem.prefix + masks.positions) * problem.channels;
   const Stage stage(shared_memory(), BackwardLayout::make(plan, kVector, kMaxima));
 
-  Rows<T, kVector, kParts, kMaxima> rows{
-      problem.tokens + sample * problem.sample_stride +
-          static_cast<std::int64_t>(unit_row + slot) * problem.row_stride,
-      target + static_cast<std::int64_t>(problem.prefix + unit_row + slot) * problem.channels,
-      problem.row_stride,
-      problem.channels,
-      unit_row + slot,
-      masks.positions - unit_row - slot,
-      0,
-      plan.padded_parts,
-      stage,
-      slot};
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int first_column = tile * plan.columns;
-    const int columns_left = all_columns - first_column;
-    rows.columns = columns_left < plan.columns ? columns_left : plan.columns;
-    Block<T, kVector> next;
-    rows.read(next, thread_index() % kWarpSize);  // while shared memory is filled
-    if (tile == 0) {
-      stage_weights(stage, masks, totals, sample, unit_row, plan.padded_parts);
-    } else {
-      barrier();  // the pooled gradients are used up
-    }
-    stage_gradients<T, kVector, kMaxima>(
-        stage, gradients, problem, sample, plan.padded_parts, first_column, rows.columns);
-    barrier();
-    rows.template round<true>(0, next, tile > 0);
-    for (int p = kParts; takes_rounds(kParts, kMaxima) && p < plan.padded_parts; p += kParts) {
-      rows.read(next, thread_index() % kWarpSize);
-      rows.template round<false>(p, next, tile > 0);
-    }
-    rows.source += static_cast<std::int64_t>(rows.columns) * kVector;
-    rows.target += static_cast<std::int64_t>(rows.columns) * kVector;
-  }
-
   // What is before the map has no part in it.
   float nothing[kVector] = {};
   for (int row = unit; row < problem.prefix; row += blocks) {
@@ -338,6 +307,43 @@ pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradien
       store_values<T, kVector>(before + column * kVector, nothing);
     }
   }
+
+  Rows<T, kVector, kParts, kMaxima> rows{
+      problem.tokens + sample * problem.sample_stride +
+          static_cast<std::int64_t>(unit_row + slot) * problem.row_stride,
+      target + static_cast<std::int64_t>(problem.prefix + unit_row + slot) * problem.channels,
+      problem.row_stride,
+      problem.channels,
+      unit_row + slot,
+      masks.positions - unit_row - slot,
+      tiles > 1 ? plan.columns : all_columns,
+      plan.padded_parts,
+      stage,
+      slot};
+  const int lane = thread_index() % kWarpSize;
+  Block<T, kVector> next;
+  rows.read(next, lane);  // while shared memory is filled
+  stage_weights(stage, masks, totals, sample, unit_row, plan.padded_parts);
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int first_column = tile * plan.columns;
+    if (tile > 0) {
+      const int columns_left = all_columns - first_column;
+      rows.columns = columns_left < plan.columns ? columns_left : plan.columns;
+      rows.read(next, lane);
+      barrier();  // the pooled gradients are used up
+    }
+    stage_gradients<T, kVector, kMaxima>(
+        stage, gradients, problem, sample, plan.padded_parts, first_column, rows.columns);
+    barrier();
+    rows.template round<true>(0, next, tile > 0);
+    for (int p = kParts; takes_rounds(kParts, kMaxima) && p < plan.padded_parts; p += kParts) {
+      rows.read(next, lane);
+      rows.template round<false>(p, next, tile > 0);
+    }
+    rows.source += static_cast<std::int64_t>(rows.columns) * kVector;
+    rows.target += static_cast<std::int64_t>(rows.columns) * kVector;
+  }
+
   barrier();
 
   if (gradients.weights == nullptr) {
@@ -348,7 +354,8 @@ pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradien
       write_mask_gradients(
           masks, sample, position, thread_index() / kUnitRows, block_size() / kUnitRows,
           gradients.masks, [&](int p) {
-            const float gradient = stage.dots[p * kUnitRows + row] / masks.divisor_of(totals[p]);
+            const float gradient =
+                stage.dot(p, row, plan.padded_parts) / masks.divisor_of(totals[p]);
             return gradients.peaks[parts_before + p] == position
                        ? gradient + gradients.visibility[parts_before + p]
                        : gradient;
@@ -364,7 +371,7 @@ pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradien
     const float by = i < count ? masks.divisor_of(totals[p]) : 1.0f;
     float slope = 0.0f;
     if (i < count && position < masks.positions) {
-      const float dot = stage.dots[i];
+      const float dot = stage.dot(p, i % kUnitRows, plan.padded_parts);
       gradients.weights[(parts_before + p) * masks.positions + position] = dot / by;
       slope = stage.weights[i] * dot;
     }

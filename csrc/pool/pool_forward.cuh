@@ -81,20 +81,20 @@ struct Maxima {
 
 // Shared memory of a block.
 struct Table {
+  float* sums;     // of the groups of threads
   float* weights;  // [parts][rows]
   int* leaders;    // [rows]: the part with the largest weight of all channels, or -1
   float *totals, *largest;
   int* peaks;  // [parts]
-  float* sums;
   int parts, rows;
 
   GSALIGN_DEVICE Table(unsigned char* shared, const ForwardLayout& layout, const ForwardPlan& plan)
-      : weights(reinterpret_cast<float*>(shared)),
+      : sums(reinterpret_cast<float*>(shared)),
+        weights(reinterpret_cast<float*>(shared + layout.weights)),
         leaders(reinterpret_cast<int*>(shared + layout.leaders)),
         totals(reinterpret_cast<float*>(shared + layout.totals)),
         largest(reinterpret_cast<float*>(shared + layout.largest)),
         peaks(reinterpret_cast<int*>(shared + layout.peaks)),
-        sums(reinterpret_cast<float*>(shared + layout.sums)),
         parts(plan.held_parts),
         rows(plan.held_rows) {}
 
@@ -114,7 +114,7 @@ struct Table {
         continue;
       }
       const Weights all(masks, sample, position);
-      constexpr int kAhead = 4;  // logits are asked for together, before any weight is stored
+      constexpr int kAhead = 2;  // logits are asked for together, before any weight is stored
       GSALIGN_UNROLL_BY(1)
       for (int p0 = share; p0 < parts; p0 += kAhead * sharing) {
         float logits[kAhead];
@@ -173,104 +173,85 @@ struct Table {
   }
 
   // What summarize() found, by the threads that found it.
+  template <typename T>
   GSALIGN_DEVICE void write_summary(
-      const MaskSets& masks, int sample, int first_part, bool binary, float* out_visibility,
-      float* out_totals, std::int32_t* out_peaks) const {
+      const MaskSets& masks, int sample, int first_part, const Results<T>& results) const {
     for (int p = thread_index() / kWarpSize; p < parts; p += block_size() / kWarpSize) {
       if (thread_index() % kWarpSize == 0 && first_part + p < masks.parts) {
         const std::int64_t out = static_cast<std::int64_t>(sample) * masks.parts + first_part + p;
         const bool nowhere = peaks[p] == Largest::kNowhere;
-        out_visibility[out] = nowhere ? 0.0f : largest[p];
-        out_totals[out] = totals[p];
-        out_peaks[out] = nowhere || binary ? -1 : peaks[p];
+        results.visibility[out] = nowhere ? 0.0f : largest[p];
+        results.totals[out] = totals[p];
+        results.peaks[out] = nowhere || results.binary ? -1 : peaks[p];
       }
     }
   }
 };
 
-// A block owns a sample and a tile of channels: 2^lane_bits lanes with kVector of them each.
+// What a block does with its tile of channels of a sample: 2^lane_bits lanes with kVector channels
+// each, and 2^group_bits groups of such lanes, of which each takes every so many-th kRows rows.
 template <typename T, int kVector, int kParts, bool kMaxima>
-GSALIGN_KERNEL(kForwardThreads, kForwardBlocks<T>)
-pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
+struct Tile {
   using Accumulator =
       std::conditional_t<kMaxima, Maxima<kParts, kVector>, Sums<kParts, kVector>>;
-  const MaskSets& masks = problem.masks;
-  const int lanes = 1 << plan.lane_bits;
-  const int lane = thread_index() & (lanes - 1);
-  const int group = thread_index() >> plan.lane_bits;
-  const int groups = 1 << plan.group_bits;
-  const int tile_channels = kVector * lanes;
-  const int tiles = problem.channels > 0 ? divide_up(problem.channels, tile_channels) : 1;
-  const int sample = block_index() / tiles;
-  const int tile = block_index() % tiles;
-  const int first_channel = tile * tile_channels;
+
+  const Problem<T>& problem;
+  const Results<T>& results;
+  const Table& table;
+  int lane_bits, group_bits, sample, first_channel;
+
+  GSALIGN_DEVICE int lanes() const { return 1 << lane_bits; }
+  GSALIGN_DEVICE int first_row() const { return (thread_index() >> lane_bits) * kRows; }
+  GSALIGN_DEVICE int row_step() const { return kRows << group_bits; }
+  // Rows of a stretch that are read: none where there are no channels.
+  GSALIGN_DEVICE int rows_of(int stretch_row) const {
+    const int left = problem.masks.positions - stretch_row;
+    return problem.channels == 0 ? 0 : (left < table.rows ? left : table.rows);
+  }
   // Lanes past the last channel work on the tile's first ones, for nobody.
-  const int channel = first_channel + lane * kVector;
-  const T* source = problem.tokens + sample * problem.sample_stride +
-                    (channel < problem.channels ? channel : first_channel);
+  GSALIGN_DEVICE const T* source(int stretch_row) const {
+    const int channel = first_channel + (thread_index() & (lanes() - 1)) * kVector;
+    return problem.tokens + sample * problem.sample_stride +
+           static_cast<std::int64_t>(stretch_row + first_row()) * problem.row_stride +
+           (channel < problem.channels ? channel : first_channel);
+  }
 
-  const Table table(shared_memory(), ForwardLayout::make(plan, kVector, kMaxima), plan);
-  const bool tells = tile == 0;
-  const bool with_leaders = results.binary && tells;
-  const bool needs_summary = tells || masks.mode == Mode::kWeightedMean;
-  const int stretches = masks.positions > 0 ? divide_up(masks.positions, table.rows) : 1;
-  const bool held_for_good = stretches == 1 && table.parts >= masks.parts;
-  bool held = false;
+  // The thread's first rows of a stretch, asked for ahead of accumulate().
+  GSALIGN_DEVICE void read_first(Block<T, kVector>& next, int stretch_row) const {
+    next.read(source(stretch_row), problem.row_stride, rows_of(stretch_row) - first_row());
+  }
 
-  constexpr bool kRounds = takes_rounds(kParts, kMaxima);
-  for (int first_part = 0; first_part < masks.parts; first_part += kParts) {
-    const int held_part = held_for_good ? 0 : first_part;  // the table's first
-    Accumulator accumulator;
-    accumulator.clear();
-    for (int stretch = 0; stretch < stretches; ++stretch) {
-      const int first_row = stretch * table.rows;
-      const int rows_here =
-          masks.positions - first_row < table.rows ? masks.positions - first_row : table.rows;
-      const int step = groups * kRows;
-      // Ahead of their use: the first rows, while the weights are made, then always the next ones.
-      Block<T, kVector> next;
-      int row = group * kRows;
-      const int rows_read = problem.channels > 0 ? rows_here : 0;
-      const T* ahead = source + static_cast<std::int64_t>(first_row + row) * problem.row_stride;
-      next.read(ahead, problem.row_stride, rows_read - row);
-      if (!held || !held_for_good) {
-        if (held) {
-          barrier();  // the table is used up
-        }
-        table.fill(masks, sample, held_part, first_row, with_leaders);
-        barrier();
-        if (needs_summary) {
-          table.summarize(held_part, first_row, rows_here, with_leaders);
-        }
-        if (tells && stretch == stretches - 1) {
-          table.write_summary(
-              masks, sample, held_part, results.binary, results.visibility, results.totals,
-              results.peaks);
-        }
-        held = true;
+  // Goes through the thread's rows of a stretch, always asking for the next ones ahead.
+  GSALIGN_DEVICE void accumulate(
+      Accumulator& accumulator, Block<T, kVector>& next, const float* weights,
+      int stretch_row) const {
+    const int rows = rows_of(stretch_row);
+    const T* ahead = source(stretch_row);
+    GSALIGN_UNROLL_BY(1)
+    for (int row = first_row(); row < rows; row += row_step()) {
+      const Block<T, kVector> now = next;
+      ahead += static_cast<std::int64_t>(row_step()) * problem.row_stride;
+      next.read(ahead, problem.row_stride, rows - row - row_step());
+      float x[kRows][kVector];
+      GSALIGN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        unpack_values<T, kVector>(now.rows[r], x[r]);
       }
-      const float* weights = table.weights + (first_part - held_part) * table.rows;
-      GSALIGN_UNROLL_BY(2)
-      for (; row < rows_read; row += step) {
-        const Block<T, kVector> now = next;
-        ahead += static_cast<std::int64_t>(step) * problem.row_stride;
-        next.read(ahead, problem.row_stride, rows_read - row - step);
-        float x[kRows][kVector];
-        GSALIGN_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          unpack_values<T, kVector>(now.rows[r], x[r]);
-        }
-        GSALIGN_UNROLL
-        for (int p = 0; p < kParts; ++p) {
-          float w[kRows];
-          load_values<float, kRows>(weights + p * table.rows + row, w);
-          accumulator.add(p, w, x, first_row + row, rows_read - row);
-        }
+      GSALIGN_UNROLL
+      for (int p = 0; p < kParts; ++p) {
+        float w[kRows];
+        load_values<float, kRows>(weights + p * table.rows + row, w);
+        accumulator.add(p, w, x, stretch_row + row, rows - row);
       }
     }
+  }
 
-    // The groups' sums meet in shared memory and are added in the order of the groups.
+  // Adds up what the groups have, in the order of the groups, and writes it. `totals` are those of
+  // the parts from `first_part` on. Between barriers of its own.
+  GSALIGN_DEVICE void combine(
+      const Accumulator& accumulator, int first_part, const float* totals) const {
     using Exchange = Pieces<kVector>;
+    const MaskSets& masks = problem.masks;
     float* sums = table.sums;
     int* positions = reinterpret_cast<int*>(sums + kParts * kVector * block_size());
     GSALIGN_UNROLL
@@ -286,16 +267,17 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
       }
     }
     barrier();
-    for (int i = thread_index(); i < kParts << plan.lane_bits; i += block_size()) {
-      const int p = i >> plan.lane_bits;
-      const int owner = i & (lanes - 1);
-      const int owned = first_channel + owner * kVector;
-      if (first_part + p >= masks.parts || owned >= problem.channels) {
+    const int groups = 1 << group_bits;
+    for (int i = thread_index(); i < kParts << lane_bits; i += block_size()) {
+      const int p = i >> lane_bits;
+      const int owner = i & (lanes() - 1);
+      const int channel = first_channel + owner * kVector;
+      if (first_part + p >= masks.parts || channel >= problem.channels) {
         continue;
       }
       const std::int64_t out =
           (static_cast<std::int64_t>(sample) * masks.parts + first_part + p) * problem.channels +
-          owned;
+          channel;
       float result[kVector];
       Exchange::load(sums, p, owner, block_size(), result);
       if constexpr (kMaxima) {
@@ -306,8 +288,8 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
           GSALIGN_UNROLL_BY(1)
           for (int g = 1; g < groups; ++g) {
             float other[kVector];
-            Exchange::load(sums, p, g * lanes + owner, block_size(), other);
-            best.meet({other[k], at[g * lanes]});
+            Exchange::load(sums, p, (g << lane_bits) + owner, block_size(), other);
+            best.meet({other[k], at[g << lane_bits]});
           }
           const bool nowhere = best.at == Largest::kNowhere;
           result[k] = nowhere ? 0.0f : best.value;
@@ -316,13 +298,13 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
       } else {
         for (int g = 1; g < groups; ++g) {
           float other[kVector];
-          Exchange::load(sums, p, g * lanes + owner, block_size(), other);
+          Exchange::load(sums, p, (g << lane_bits) + owner, block_size(), other);
           GSALIGN_UNROLL
           for (int k = 0; k < kVector; ++k) {
             result[k] += other[k];
           }
         }
-        const float by = masks.divisor_of(table.totals[first_part - held_part + p]);
+        const float by = masks.divisor_of(totals[p]);
         GSALIGN_UNROLL
         for (int k = 0; k < kVector; ++k) {
           result[k] /= by;
@@ -330,11 +312,65 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
       }
       store_values<T, kVector>(results.pooled + out, result);
     }
-    if (!kRounds) {
-      break;
+    barrier();
+  }
+};
+
+// kWhole: the table holds all weights of a sample, which are then made once; else parts and
+// stretches of rows take turns.
+template <typename T, int kVector, int kParts, bool kMaxima, bool kWhole>
+GSALIGN_KERNEL(kForwardThreads<T>, kForwardBlocks)
+pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
+  using Tile = Tile<T, kVector, kParts, kMaxima>;
+  const MaskSets& masks = problem.masks;
+  const int tile_channels = kVector << plan.lane_bits;
+  const int tiles = problem.channels > 0 ? divide_up(problem.channels, tile_channels) : 1;
+  const int sample = block_index() / tiles;
+  const int number = block_index() % tiles;
+  const Table table(shared_memory(), ForwardLayout::make(plan, kVector, kMaxima), plan);
+  const Tile tile{problem,         results, table,
+                  plan.lane_bits,  plan.group_bits, sample, number * tile_channels};
+  const bool tells = number == 0;  // what is known of the parts, once per sample
+  const bool with_leaders = results.binary && tells;
+  // Weights of a stretch of rows, and what they say of the parts, between barriers.
+  const auto prepare = [&](int first_part, int row, bool last) {
+    table.fill(masks, sample, first_part, row, with_leaders);
+    barrier();
+    if (tells || masks.mode == Mode::kWeightedMean) {
+      const int left = masks.positions - row;
+      table.summarize(first_part, row, left < table.rows ? left : table.rows, with_leaders);
     }
-    if (first_part + kParts < masks.parts) {
-      barrier();  // the sums are read
+    if (tells && last) {
+      table.write_summary(masks, sample, first_part, results);
+    }
+  };
+
+  if constexpr (kWhole) {
+    Block<T, kVector> next;
+    tile.read_first(next, 0);  // while the weights are made
+    prepare(0, 0, true);
+    for (int part = 0; part < masks.parts; part += kParts) {
+      typename Tile::Accumulator accumulator;
+      accumulator.clear();
+      tile.accumulate(accumulator, next, table.weights + part * table.rows, 0);
+      tile.combine(accumulator, part, table.totals + part);
+      if (!takes_rounds(kParts, kMaxima)) {
+        break;
+      }
+      tile.read_first(next, 0);
+    }
+  } else {
+    for (int part = 0; part < masks.parts; part += kParts) {
+      typename Tile::Accumulator accumulator;
+      accumulator.clear();
+      for (int row = 0; row < masks.positions; row += table.rows) {
+        Block<T, kVector> next;
+        tile.read_first(next, row);
+        prepare(part, row, row + table.rows >= masks.positions);
+        tile.accumulate(accumulator, next, table.weights, row);
+        barrier();  // the table is used up
+      }
+      tile.combine(accumulator, part, table.totals);
     }
   }
 }

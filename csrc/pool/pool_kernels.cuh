@@ -90,16 +90,24 @@ LaunchStatus launch_forward(
     return kLaunched;
   }
   return for_plan<T>(plan, problem.masks.mode, [&](auto vector, auto parts, auto maxima) {
-    constexpr auto kernel = &pool_forward_kernel<T, vector(), parts(), maxima()>;
-    const LaunchStatus allowed = allow_shared_memory<kernel>(plan.shared_bytes, device);
-    if (allowed != kLaunched) {
-      return allowed;
+    const auto launch = [&](auto whole) {
+      constexpr auto kernel = &pool_forward_kernel<T, vector(), parts(), maxima(), whole()>;
+      const LaunchStatus allowed = allow_shared_memory<kernel>(plan.shared_bytes, device);
+      if (allowed != kLaunched) {
+        return allowed;
+      }
+      const auto blocks = problem.batch * forward_blocks(plan, vector(), problem.channels);
+      GSALIGN_LAUNCH(
+          kernel, static_cast<int>(blocks), plan.threads(), plan.shared_bytes, stream, problem,
+          plan, results);
+      return launch_status();
+    };
+    if constexpr (takes_rounds(parts(), maxima())) {
+      if (!plan.whole) {
+        return launch(std::false_type{});
+      }
     }
-    const auto blocks = problem.batch * forward_blocks(plan, vector(), problem.channels);
-    GSALIGN_LAUNCH(
-        kernel, static_cast<int>(blocks), plan.threads(), plan.shared_bytes, stream, problem, plan,
-        results);
-    return launch_status();
+    return launch(std::true_type{});
   });
 }
 

@@ -15,7 +15,8 @@ constexpr int kRows = 4;         // rows of tokens that a thread works on togeth
 constexpr int kMaxParts = 512;   // of a mask set, so that every layout below fits every GPU
 constexpr int kMaxLength = 1 << 24;  // positions, channels, tokens before the map
 
-constexpr int kForwardThreads = 256;         // at most
+template <typename T>
+constexpr int kForwardThreads = sizeof(T) == 4 ? 256 : 128;  // at most
 constexpr int kWantedForwardBlocks = 2;      // per multiprocessor, before tiles become narrower
 constexpr int kTableBytes = 32 * 1024;       // of weights held at a time
 constexpr int kBackwardThreads = 128;
@@ -26,8 +27,7 @@ constexpr int kFinishPositions = 32;         // of a block
 constexpr int kFinishParts = 8;              // summed over the batch between two barriers
 
 // Blocks that a multiprocessor's 65,536 registers hold; the compiler is told.
-template <typename T>
-constexpr int kForwardBlocks = sizeof(T) == 4 ? 3 : 2;
+constexpr int kForwardBlocks = 3;
 constexpr int kBackwardBlocks = 4;
 
 // Parts that are accumulated side by side in registers, as a constant of the compiled kernel: 1, 4,
@@ -53,6 +53,7 @@ GSALIGN_HOST_DEVICE constexpr bool takes_rounds(int parts_at_once, bool maxima) 
 
 struct ForwardPlan {
   bool vectors;      // 16-byte vectors, else single values
+  bool whole;        // the table of weights holds all of them
   int parts;         // accumulated at once
   int lane_bits;     // 2^lane_bits lanes share a row
   int group_bits;    // 2^group_bits threads share a column, each with every so many-th kRows rows
@@ -63,20 +64,20 @@ struct ForwardPlan {
   GSALIGN_HOST_DEVICE int threads() const { return 1 << (lane_bits + group_bits); }
 };
 
-// The weights by part, the leading channel of each row, what is known of each part (total, largest
-// weight, its position), and the sums of the groups, with maxima their positions after them.
+// The sums of the groups, with maxima their positions after them; the weights by part, the leading
+// channel of each row, what is known of each part (total, largest weight, its position).
 struct ForwardLayout {
-  int leaders, totals, largest, peaks, sums, total;
+  int weights, leaders, totals, largest, peaks, total;
 
   GSALIGN_HOST_DEVICE static ForwardLayout make(
       const ForwardPlan& plan, int lane_values, bool maxima) {
     ForwardLayout layout{};
-    layout.leaders = plan.held_parts * plan.held_rows * 4;
+    layout.weights = plan.threads() * plan.parts * lane_values * (maxima ? 8 : 4);
+    layout.leaders = layout.weights + plan.held_parts * plan.held_rows * 4;
     layout.totals = layout.leaders + plan.held_rows * 4;
     layout.largest = layout.totals + plan.held_parts * 4;
     layout.peaks = layout.largest + plan.held_parts * 4;
-    layout.sums = round_up_16(layout.peaks + plan.held_parts * 4);
-    layout.total = layout.sums + plan.threads() * plan.parts * lane_values * (maxima ? 8 : 4);
+    layout.total = layout.peaks + plan.held_parts * 4;
     return layout;
   }
 };
@@ -91,10 +92,12 @@ inline ForwardPlan plan_forward(
 
   const int padded = divide_up(parts > 0 ? parts : 1, plan.parts) * plan.parts;
   const int rows = divide_up(positions > 0 ? positions : 1, kRows) * kRows;
-  if (rows <= kTableBytes / 4 / padded) {
+  plan.whole = rows <= kTableBytes / 4 / padded;
+  if (plan.whole) {
     plan.held_parts = padded;
     plan.held_rows = rows;
-  } else {  // part of them at a time, and stretches of rows
+  } else {
+    plan.parts = maxima ? plan.parts : 8;  // the only kernels that take turns
     plan.held_parts = plan.parts;
     const int most = kTableBytes / 4 / plan.parts / kRows * kRows;
     plan.held_rows = rows < most ? rows : most;
@@ -102,7 +105,7 @@ inline ForwardPlan plan_forward(
 
   plan.group_bits = positions <= 512 ? 3 : (positions <= 1024 ? 4 : 5);
   const int least = 5 - plan.group_bits;  // a block has one warp at least
-  plan.lane_bits = 8 - plan.group_bits;
+  plan.lane_bits = (value_bytes == 4 ? 8 : 7) - plan.group_bits;  // kForwardThreads
   const auto tiles = [&] { return divide_up(channels, lane_values << plan.lane_bits); };
   while (plan.lane_bits > 2 && plan.lane_bits > least &&
          batch * tiles() < kWantedForwardBlocks * multiprocessors) {
@@ -126,8 +129,8 @@ struct BackwardPlan {
   int shared_bytes;
 };
 
-// Pooled gradients, with maxima the positions they belong to; weights over divisors and dot
-// products of a unit, by part.
+// Pooled gradients, with maxima the positions they belong to; weights over divisors of a unit by
+// part, and dot products by warp, part and row.
 struct BackwardLayout {
   int winners, weights, dots, total;
 
