@@ -114,12 +114,12 @@ struct Rows {
   const T* source;
   T* target;
   int row_stride;
-  int channels;      // stride of the target's rows
-  int first_row;     // of the sample
-  int rows_left;     // in the sample, from there on
-  int columns;       // at hand, of kVector channels
+  int channels;   // stride of the target's rows
+  int first_row;  // of the sample
+  int rows_left;  // in the sample, from there on
+  int columns;    // at hand, of kVector channels
   int padded_parts;
-  Stage stage;       // of whose weights and dot products `slot` is the rows' first
+  Stage stage;  // of whose weights and dot products `slot` is the rows' first
   int slot;
 
   GSALIGN_DEVICE void read(Block<T, kVector>& block, int column) const {
@@ -195,8 +195,10 @@ struct Rows {
           add_part<kFirst, true>(first_part + p, column, row, x, back, dots + p * kRows + row);
         }
         if constexpr (kFirst) {
+          // With six there are no others, but the loop keeps the compiler from taking up all rows
+          // at once, for which there are not enough registers.
           GSALIGN_UNROLL_BY(1)
-          for (int p = kParts; kParts >= 6 && p < padded_parts; ++p) {
+          for (int p = kParts; (kMaxima || kParts >= 6) && p < padded_parts; ++p) {
             add_part<true, false>(p, column, row, x, back, nullptr);
           }
           GSALIGN_UNROLL
@@ -343,7 +345,6 @@ pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradien
     rows.source += static_cast<std::int64_t>(rows.columns) * kVector;
     rows.target += static_cast<std::int64_t>(rows.columns) * kVector;
   }
-
   barrier();
 
   if (gradients.weights == nullptr) {
@@ -446,9 +447,9 @@ pool_finish_kernel(MaskSets masks, int samples, int units, int blocks, MaskGradi
       GSALIGN_UNROLL
       for (int k = 0; k < kFinishParts; ++k) {
         const int p = p0 + k;
-        sums[k] += p < masks.parts ? source[(static_cast<std::int64_t>(b) * masks.parts + p) *
-                                            masks.positions]
-                                   : 0.0f;
+        sums[k] += p < masks.parts
+                       ? source[(static_cast<std::int64_t>(b) * masks.parts + p) * masks.positions]
+                       : 0.0f;
       }
     }
     GSALIGN_UNROLL
@@ -467,12 +468,11 @@ pool_finish_kernel(MaskSets masks, int samples, int units, int blocks, MaskGradi
   }
 
   if (exists) {
-    write_mask_gradients(
-        masks, set, position, share, sharing, gradients.masks, [&](int p) {
-          const float gradient = by_weight[p * kFinishPositions + column] - slopes[p];
-          const bool peak = samples > 0 && gradients.peaks[first + p] == position;
-          return peak ? gradient + shown[p] : gradient;
-        });
+    write_mask_gradients(masks, set, position, share, sharing, gradients.masks, [&](int p) {
+      const float gradient = by_weight[p * kFinishPositions + column] - slopes[p];
+      const bool peak = samples > 0 && gradients.peaks[first + p] == position;
+      return peak ? gradient + shown[p] : gradient;
+    });
   }
 }
 

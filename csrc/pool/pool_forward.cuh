@@ -7,12 +7,12 @@ namespace gsalign::pool {
 
 template <typename T>
 struct Results {
-  T* pooled;            // [batch, parts, channels]
-  float* visibility;    // [batch, parts]
-  float* totals;        // [batch, parts]
-  std::int32_t* peaks;  // [batch, parts]
+  T* pooled;              // [batch, parts, channels]
+  float* visibility;      // [batch, parts]
+  float* totals;          // [batch, parts]
+  std::int32_t* peaks;    // [batch, parts]
   std::int32_t* winners;  // [batch, parts, channels], with maxima
-  bool binary;          // visibility
+  bool binary;            // visibility
 };
 
 // A thread's sums of weighted tokens, part by part.
@@ -192,8 +192,7 @@ struct Table {
 // each, and 2^group_bits groups of such lanes, of which each takes every so many-th kRows rows.
 template <typename T, int kVector, int kParts, bool kMaxima>
 struct Tile {
-  using Accumulator =
-      std::conditional_t<kMaxima, Maxima<kParts, kVector>, Sums<kParts, kVector>>;
+  using Accumulator = std::conditional_t<kMaxima, Maxima<kParts, kVector>, Sums<kParts, kVector>>;
 
   const Problem<T>& problem;
   const Results<T>& results;
@@ -328,8 +327,8 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
   const int sample = block_index() / tiles;
   const int number = block_index() % tiles;
   const Table table(shared_memory(), ForwardLayout::make(plan, kVector, kMaxima), plan);
-  const Tile tile{problem,         results, table,
-                  plan.lane_bits,  plan.group_bits, sample, number * tile_channels};
+  const Tile tile{
+      problem, results, table, plan.lane_bits, plan.group_bits, sample, number * tile_channels};
   const bool tells = number == 0;  // what is known of the parts, once per sample
   const bool with_leaders = results.binary && tells;
   // Weights of a stretch of rows, and what they say of the parts, between barriers.

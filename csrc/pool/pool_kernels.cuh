@@ -2,7 +2,8 @@
 //
 // What has to move (s bytes per value; V = B N C values of the map; Q channels of masks):
 //   forward   reads the tokens                          V s bytes, and P / N of that for the result
-//   backward  reads tokens, writes their gradient     2 V s bytes, and P / N of that for pooled ones
+//   backward  reads tokens, writes their gradient     2 V s bytes, and P / N of that for pooled
+//   ones
 // for P multiply-adds per value forward and 2 P backward; masks are 4 B Q N bytes, 2 % and 4 % of
 // the tokens' in float32 and bfloat16 at P 6 and C 768. At B 64, N 128, C 768 on an H200 (132
 // multiprocessors, copy 4.15 TB/s), P 6:
@@ -77,9 +78,15 @@ LaunchStatus for_plan(const Plan& plan, Mode mode, Launch&& launch) {
   }
 }
 
-inline std::int64_t forward_blocks(const ForwardPlan& plan, int lane_values, int channels) {
-  const int tiles = divide_up(channels, lane_values << plan.lane_bits);
-  return tiles > 0 ? tiles : 1;
+template <typename T>
+std::int64_t forward_blocks(const ForwardPlan& plan, const Problem<T>& problem) {
+  const int lane_values = plan.vectors ? 16 / static_cast<int>(sizeof(T)) : 1;
+  const std::int64_t tiles = divide_up(problem.channels, lane_values << plan.lane_bits);
+  return problem.batch * (tiles > 0 ? tiles : 1);
+}
+template <typename T>
+std::int64_t backward_blocks(const BackwardPlan& plan, const Problem<T>& problem) {
+  return problem.batch * static_cast<std::int64_t>(plan.units > 0 ? plan.units : 1);
 }
 
 template <typename T, typename Stream>
@@ -96,10 +103,9 @@ LaunchStatus launch_forward(
       if (allowed != kLaunched) {
         return allowed;
       }
-      const auto blocks = problem.batch * forward_blocks(plan, vector(), problem.channels);
       GSALIGN_LAUNCH(
-          kernel, static_cast<int>(blocks), plan.threads(), plan.shared_bytes, stream, problem,
-          plan, results);
+          kernel, static_cast<int>(forward_blocks(plan, problem)), plan.threads(),
+          plan.shared_bytes, stream, problem, plan, results);
       return launch_status();
     };
     if constexpr (takes_rounds(parts(), maxima())) {
@@ -141,8 +147,8 @@ LaunchStatus launch_backward(
             return allowed;
           }
           GSALIGN_LAUNCH(
-              kernel, problem.batch * (plan.units > 0 ? plan.units : 1), kBackwardThreads, plan.shared_bytes, stream,
-              problem, plan, gradients);
+              kernel, static_cast<int>(backward_blocks(plan, problem)), kBackwardThreads,
+              plan.shared_bytes, stream, problem, plan, gradients);
           return launch_status();
         });
     if (status != kLaunched) {

@@ -11,20 +11,20 @@
 
 namespace gsalign::pool {
 
-constexpr int kRows = 4;         // rows of tokens that a thread works on together
-constexpr int kMaxParts = 512;   // of a mask set, so that every layout below fits every GPU
+constexpr int kRows = 4;             // rows of tokens that a thread works on together
+constexpr int kMaxParts = 512;       // of a mask set, so that every layout below fits every GPU
 constexpr int kMaxLength = 1 << 24;  // positions, channels, tokens before the map
 
 template <typename T>
 constexpr int kForwardThreads = sizeof(T) == 4 ? 256 : 128;  // at most
-constexpr int kWantedForwardBlocks = 2;      // per multiprocessor, before tiles become narrower
-constexpr int kTableBytes = 32 * 1024;       // of weights held at a time
+constexpr int kWantedForwardBlocks = 2;  // per multiprocessor, before tiles become narrower
+constexpr int kTableBytes = 32 * 1024;   // of weights held at a time
 constexpr int kBackwardThreads = 128;
 constexpr int kUnitRows = kRows * kBackwardThreads / 32;  // a warp takes kRows of a unit's rows
-constexpr int kGradientBytes = 36 * 1024;    // of pooled gradients held at a time
+constexpr int kGradientBytes = 36 * 1024;                 // of pooled gradients held at a time
 constexpr int kFinishThreads = 256;
-constexpr int kFinishPositions = 32;         // of a block
-constexpr int kFinishParts = 8;              // summed over the batch between two barriers
+constexpr int kFinishPositions = 32;  // of a block
+constexpr int kFinishParts = 8;       // summed over the batch between two barriers
 
 // Blocks that a multiprocessor's 65,536 registers hold; the compiler is told.
 constexpr int kForwardBlocks = 3;
@@ -104,7 +104,7 @@ inline ForwardPlan plan_forward(
   }
 
   plan.group_bits = positions <= 512 ? 3 : (positions <= 1024 ? 4 : 5);
-  const int least = 5 - plan.group_bits;  // a block has one warp at least
+  const int least = 5 - plan.group_bits;                          // a block has one warp at least
   plan.lane_bits = (value_bytes == 4 ? 8 : 7) - plan.group_bits;  // kForwardThreads
   const auto tiles = [&] { return divide_up(channels, lane_values << plan.lane_bits); };
   while (plan.lane_bits > 2 && plan.lane_bits > least &&

@@ -91,7 +91,7 @@ struct Largest {
 template <typename T>
 struct Problem {
   MaskSets masks;
-  const T* tokens;  // the first one of the map; its channels are contiguous
+  const T* tokens;             // the first one of the map; its channels are contiguous
   std::int64_t sample_stride;  // in values
   int row_stride;              // likewise
   int batch, channels, prefix;

@@ -11,9 +11,9 @@ void instantiate(
   launch_backward<T>(problem, false, backward, gradients, f, 0, cudaStream_t{});
 }
 
-#define GSALIGN_INSTANTIATE(T)                                                              \
-  template void instantiate(                                                                \
-      const Problem<T>&, const ForwardPlan&, const BackwardPlan&, const Results<T>&,        \
+#define GSALIGN_INSTANTIATE(T)                                                       \
+  template void instantiate(                                                         \
+      const Problem<T>&, const ForwardPlan&, const BackwardPlan&, const Results<T>&, \
       const Gradients<T>&, float*)
 GSALIGN_INSTANTIATE(float);
 GSALIGN_INSTANTIATE(Half);
