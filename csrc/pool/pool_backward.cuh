@@ -54,7 +54,7 @@ GSALIGN_DEVICE void write_mask_gradients(
 
 // Adds up kCount values over the lanes. Lanes halve the values among them as they go, so that all
 // sums together take about kCount shuffles: a lane ends with those from the returned index on, in
-// values[0] to values[kept_sums(kCount) - 1]. Where an odd number is left, both lanes keep all.
+// values[0] to values[kKeptSums<kCount> - 1]. Where an odd number is left, both lanes keep all.
 template <int kCount, int kDistance = kWarpSize / 2, int kSize>
 GSALIGN_DEVICE int sum_over_lanes(float (&values)[kSize]) {
   if constexpr (kDistance == 0) {
@@ -77,15 +77,18 @@ GSALIGN_DEVICE int sum_over_lanes(float (&values)[kSize]) {
     return sum_over_lanes<kCount, kDistance / 2>(values);
   }
 }
-GSALIGN_HOST_DEVICE constexpr int kept_sums(int count, int distance = kWarpSize / 2) {
-  return distance == 0 ? count : kept_sums(count % 2 == 0 ? count / 2 : count, distance / 2);
-}
+template <int kCount, int kDistance = kWarpSize / 2>
+constexpr int kKeptSums = kKeptSums < kCount % 2 == 0 ? kCount / 2 : kCount,
+              kDistance / 2 >
+    ;
+template <int kCount>
+constexpr int kKeptSums<kCount, 0> = kCount;
 // Bits of the lane's index in which lanes with the same sums differ.
-GSALIGN_HOST_DEVICE constexpr int alike_lanes(int count, int distance = kWarpSize / 2) {
-  return distance == 0      ? 0
-         : (count % 2 == 0) ? alike_lanes(count / 2, distance / 2)
-                            : distance | alike_lanes(count, distance / 2);
-}
+template <int kCount, int kDistance = kWarpSize / 2>
+constexpr int kAlikeLanes = kCount % 2 == 0 ? kAlikeLanes<kCount / 2, kDistance / 2>
+                                            : (kDistance | kAlikeLanes<kCount, kDistance / 2>);
+template <int kCount>
+constexpr int kAlikeLanes<kCount, 0> = 0;
 
 // ---- pass over the tokens ----
 
@@ -213,9 +216,9 @@ struct Rows {
       }
     }
     const int first = sum_over_lanes<kParts * kRows>(dots);
-    if ((lane & alike_lanes(kParts * kRows)) == 0) {
+    if ((lane & kAlikeLanes<kParts * kRows>) == 0) {
       GSALIGN_UNROLL
-      for (int i = 0; i < kept_sums(kParts * kRows); ++i) {
+      for (int i = 0; i < kKeptSums<kParts * kRows>; ++i) {
         float& sum = stage.dots[slot * padded_parts + first_part * kRows + first + i];
         sum = adds ? sum + dots[i] : dots[i];
       }
