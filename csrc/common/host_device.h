@@ -12,6 +12,13 @@
 
 namespace gsalign {
 
+GSALIGN_HOST_DEVICE int divide_up(int a, int b) {
+  return (a + b - 1) / b;
+}
+GSALIGN_HOST_DEVICE int round_up_16(int bytes) {
+  return (bytes + 15) & ~15;
+}
+
 // A product that nvcc may not fuse with the sum it goes into, for values that two kernels compute
 // and must find alike.
 template <typename R>

@@ -78,6 +78,12 @@ GSALIGN_DEVICE void barrier() {
   __syncthreads();
 }
 
+// The compiler keeps no copies of memory in registers beyond this point. At the head of a loop it
+// makes every round read its tables again, where the copies would push out what is worked on.
+GSALIGN_DEVICE void forget_memory() {
+  asm volatile("" ::: "memory");
+}
+
 GSALIGN_DEVICE float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
@@ -240,9 +246,10 @@ struct VectorAccess;  // N * sizeof(T) is 16, or N is 1
 
 template <typename T>
 struct VectorAccess<T, 1> {
-  static GSALIGN_DEVICE void load(const T* source, float (&values)[1], bool exists) {
-    values[0] = exists ? to_float(*source) : 0.0f;
-  }
+  using Packed = T;
+
+  static GSALIGN_DEVICE T read(const T* source, bool exists) { return exists ? *source : T{}; }
+  static GSALIGN_DEVICE void unpack(T packed, float (&values)[1]) { values[0] = to_float(packed); }
   static GSALIGN_DEVICE void store(T* target, const float (&values)[1]) {
     *target = from_float<T>(values[0]);
   }
@@ -250,11 +257,16 @@ struct VectorAccess<T, 1> {
 
 template <>
 struct VectorAccess<float, 4> {
-  static GSALIGN_DEVICE void load(const float* source, float (&values)[4], bool exists) {
+  using Packed = float4;
+
+  static GSALIGN_DEVICE float4 read(const float* source, bool exists) {
     float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     if (exists) {
       four = *reinterpret_cast<const float4*>(source);
     }
+    return four;
+  }
+  static GSALIGN_DEVICE void unpack(float4 four, float (&values)[4]) {
     values[0] = four.x;
     values[1] = four.y;
     values[2] = four.z;
@@ -267,15 +279,20 @@ struct VectorAccess<float, 4> {
 
 template <typename T>
 struct VectorAccess<T, 8> {
-  static GSALIGN_DEVICE void load(const T* source, float (&values)[8], bool exists) {
+  using Packed = uint4;
+
+  static GSALIGN_DEVICE uint4 read(const T* source, bool exists) {
     uint4 words = make_uint4(0u, 0u, 0u, 0u);
     if (exists) {
       words = *reinterpret_cast<const uint4*>(source);
     }
+    return words;
+  }
+  static GSALIGN_DEVICE void unpack(uint4 words, float (&values)[8]) {
     const unsigned word[4] = {words.x, words.y, words.z, words.w};
     GSALIGN_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const float2 two = unpack<T>(word[i]);
+      const float2 two = detail::unpack<T>(word[i]);
       values[2 * i] = two.x;
       values[2 * i + 1] = two.y;
     }
@@ -293,11 +310,25 @@ struct VectorAccess<T, 8> {
 // Where they do not exist, nothing is read and the values are zero.
 template <typename T, int N>
 GSALIGN_DEVICE void load_values(const T* source, float (&values)[N], bool exists = true) {
-  detail::VectorAccess<T, N>::load(source, values, exists);
+  detail::VectorAccess<T, N>::unpack(detail::VectorAccess<T, N>::read(source, exists), values);
 }
 template <typename T, int N>
 GSALIGN_DEVICE void store_values(T* target, const float (&values)[N]) {
   detail::VectorAccess<T, N>::store(target, values);
+}
+
+// The same values as they are stored: what is asked for ahead of its use takes no more registers
+// than it has bytes.
+template <typename T, int N>
+using Packed = typename detail::VectorAccess<T, N>::Packed;
+
+template <typename T, int N>
+GSALIGN_DEVICE Packed<T, N> load_packed(const T* source, bool exists = true) {
+  return detail::VectorAccess<T, N>::read(source, exists);
+}
+template <typename T, int N>
+GSALIGN_DEVICE void unpack_values(const Packed<T, N>& packed, float (&values)[N]) {
+  detail::VectorAccess<T, N>::unpack(packed, values);
 }
 
 // Lets a kernel ask for more dynamic shared memory than the 48 KB every kernel may have. The driver

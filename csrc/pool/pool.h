@@ -18,8 +18,12 @@ enum class Visibility : int { kContinuous = 0, kBinary = 1 };
 
 // exp(x) without branches, tables or calls, so that loops over it vectorise; within 1.2 units in
 // the last place. Below -87.33 it is exactly 0 (a logit of -infinity hides a part completely),
-// above 88.72 infinite, NaN stays NaN.
+// above 88.72 infinite, NaN stays NaN. A GPU has an instruction for it, which the library's expf
+// makes as exact in a third of the arithmetic.
 GSALIGN_HOST_DEVICE float exponential(float x) {
+#if defined(__CUDA_ARCH__)
+  return expf(x);
+#else
   const float clamped = x < -87.33f ? -87.33f : (x > 88.72f ? 88.72f : x);
   // The sum's last bits are the nearest integer k to x / log 2: exp(x) = 2^k exp(r), |r| < 0.347.
   const float shifted = clamped * 1.44269504088896341f + 12582912.0f;
@@ -44,6 +48,7 @@ GSALIGN_HOST_DEVICE float exponential(float x) {
   const float result = fraction * low_scale * high_scale;
   const float bounded = x < -87.33f ? 0.0f : (x > 88.72f ? HUGE_VALF : result);
   return x != x ? x : bounded;
+#endif
 }
 
 GSALIGN_HOST_DEVICE double exponential(double x) {

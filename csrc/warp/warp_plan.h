@@ -21,13 +21,6 @@ constexpr int kReservedBytes = 1024;         // of shared memory, by the system 
 constexpr int kForwardBlocks = 4;
 constexpr int kBackwardBlocks = 4;
 
-GSALIGN_HOST_DEVICE int divide_up(int a, int b) {
-  return (a + b - 1) / b;
-}
-GSALIGN_HOST_DEVICE int round_up_16(int bytes) {
-  return (bytes + 15) & ~15;
-}
-
 // Bytes of a tile: a row per token and, for corners that do not exist, a row of zeros.
 GSALIGN_HOST_DEVICE int tile_bytes(int queries, int row_bytes) {
   return (queries + 1) * row_bytes;

@@ -168,6 +168,8 @@ inline void barrier() {
   }
 }
 
+inline void forget_memory() {}
+
 inline float shuffle_xor(float value, int mask) {
   return host::bits_as<float>(
       host::exchange(host::bits_as<std::uint32_t>(value), (host::self.thread % kWarpSize) ^ mask));
@@ -298,13 +300,29 @@ inline void store_four(int* target, Int4 four) {
 }
 
 template <typename T, int N>
-void load_values(const T* source, float (&values)[N], bool exists = true) {
+struct Packed {
+  T values[N];
+};
+template <typename T, int N>
+Packed<T, N> load_packed(const T* source, bool exists = true) {
   if (exists && N > 1) {
     host::require_aligned(source, 16);
   }
-  for (int i = 0; i < N; ++i) {
-    values[i] = exists ? to_float(source[i]) : 0.0f;
+  Packed<T, N> packed{};
+  for (int i = 0; exists && i < N; ++i) {
+    packed.values[i] = source[i];
   }
+  return packed;
+}
+template <typename T, int N>
+void unpack_values(const Packed<T, N>& packed, float (&values)[N]) {
+  for (int i = 0; i < N; ++i) {
+    values[i] = to_float(packed.values[i]);
+  }
+}
+template <typename T, int N>
+void load_values(const T* source, float (&values)[N], bool exists = true) {
+  unpack_values<T, N>(load_packed<T, N>(source, exists), values);
 }
 template <typename T, int N>
 void store_values(T* target, const float (&values)[N]) {
