@@ -25,7 +25,7 @@ _WEIGHTED_MEAN, _MAX = 0, 2
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WARPS = 4
 _THREADS = 32 * _WARPS
-_MOST_ROWS = 64  # of a tile
+_MOST_ROWS = 4 * 32  # of a tile
 
 
 @lru_cache(maxsize=1)
@@ -33,42 +33,46 @@ def _kernels() -> Any:
     return importlib.import_module("gsalign_kernels.triton.pool_kernels")
 
 
-def _vector(tokens: Tensor) -> int:
-    """Values of a row that a thread reads at once: 16 bytes of them where 16 divides the row."""
-    return 16 // tokens.element_size() if tokens.shape[2] % 16 == 0 else 1
+def _vector(tokens: Tensor, mode: int) -> int:
+    """Values that a thread reads at once: 16 bytes of a row's, or of its int32 winners.
+
+    One where 16 does not divide the row.
+    """
+    if tokens.shape[2] % 16 != 0:
+        return 1
+    return 4 if mode == _MAX else 16 // tokens.element_size()
 
 
-def _rounds(positions: int, rows: int, most: int) -> int:
-    return power_of_two(ceil_div(positions, rows), 1, most)
+def _rounds(positions: int, rows: int) -> int:
+    return power_of_two(ceil_div(positions, rows), 1, 4)
 
 
 def forward_blocks(tokens: Tensor, positions: int, mask_channels: int, mode: int) -> dict[str, int]:
-    """Sizes of a program's tile, by the rows and channels that 128 threads hold in 16 bytes each.
+    """Sizes of a program's tile, by the vectors that 128 threads hold: 16 along a row and 8 rows.
 
-    Sums take one register per part and value, maxima two, which in half types leaves room for half
-    as many parts.
+    Then up to 4 rounds of such rows. Maxima, which are two results, have one round.
     """
-    vector = _vector(tokens)
-    block_c = power_of_two(tokens.shape[2], 16, 64 if vector > 1 else 32)
-    rows = min(_THREADS * vector // block_c, _MOST_ROWS)
-    parts = power_of_two(mask_channels, 1, 4 if mode == _MAX and vector > 4 else 8)
+    block_c = power_of_two(tokens.shape[2], 16, 16 * max(_vector(tokens, mode), 2))
+    rows = power_of_two(_THREADS * _vector(tokens, mode) // block_c, 1, 8)
     return {
-        "BLOCK_P": parts,
-        "ROUNDS": 1 if mode == _MAX else _rounds(positions, rows, 4),
+        "BLOCK_P": power_of_two(mask_channels, 1, 8),
+        "ROUNDS": 1 if mode == _MAX else _rounds(positions, rows),
         "ROWS": rows,
         "BLOCK_C": block_c,
         "SPAN": power_of_two(positions, 16, 128),
     }
 
 
-def backward_blocks(tokens: Tensor, positions: int, mask_channels: int) -> dict[str, int]:
-    """The same for the backward pass: lanes along a row, and rows for the lanes that are left."""
-    vector = _vector(tokens)
+def backward_blocks(
+    tokens: Tensor, positions: int, mask_channels: int, mode: int
+) -> dict[str, int]:
+    """The same for the backward pass: 32 lanes along a row, where it is long enough."""
+    vector = _vector(tokens, mode)
     lanes = power_of_two(ceil_div(tokens.shape[2], vector), 4, 32)
     rows = _THREADS // lanes
     return {
         "BLOCK_P": power_of_two(mask_channels, 1, 8),
-        "ROUNDS": _rounds(positions, rows, 4),
+        "ROUNDS": _rounds(positions, rows),
         "ROWS": rows,
         "LANES": lanes,
         "VALUES": vector,
@@ -108,10 +112,10 @@ def _check(
     shape = (mask_channels, positions)
     like = torch.empty(0, dtype=torch.float32, device=tokens.device)
     check_like("masks", masks, shape if masks.dim() == 2 else (batch, *shape), like)
-    if mask_channels * positions > MAX_SPAN or tokens.shape[2] * _MOST_ROWS * 4 > MAX_SPAN:
+    if mask_channels * positions > MAX_SPAN or tokens.shape[2] * _MOST_ROWS > MAX_SPAN:
         raise ValueError(
             f"masked_part_pool: triton takes at most {MAX_SPAN} values of a sample's masks and "
-            f"{MAX_SPAN // (_MOST_ROWS * 4)} channels, "
+            f"{MAX_SPAN // _MOST_ROWS} channels, "
             f"got {mask_channels} x {positions} and {tokens.shape[2]}"
         )
     return positions, mask_channels
@@ -219,7 +223,7 @@ def masked_part_pool_backward(
     if batch * parts * positions == 0:
         return grad_tokens.zero_().to(tokens.dtype), grad_masks.zero_()
     shared = masks.dim() == 2
-    block = backward_blocks(tokens, positions, mask_channels)
+    block = backward_blocks(tokens, positions, mask_channels, mode)
     blocks = ceil_div(positions, block["ROUNDS"] * block["ROWS"])
     sloping = mode == _WEIGHTED_MEAN
     finish = not shared and not (sloping and blocks > 1) and mask_channels <= block["BLOCK_P"]

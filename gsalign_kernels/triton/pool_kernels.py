@@ -49,6 +49,25 @@ NOWHERE = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
+def accumulate(result, products, AXIS: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr):
+    """``result`` plus ``products`` at ``FIRST`` to ``END`` of an axis, added in order.
+
+    For an axis that threads hold as a whole, which makes it multiply-adds and nothing else:
+    ``tl.sum`` adds pairs first, and takes half as many instructions again. Indices are compared by
+    the compiler there. Bits are added, as it may leave out a 0 among integers only.
+    """
+    at = tl.arange(0, products.shape[AXIS])
+    for axis in tl.static_range(len(products.shape)):
+        if axis != AXIS:
+            at = tl.expand_dims(at, axis)
+    bits = products.to(tl.int32, bitcast=True)
+    for index in tl.static_range(FIRST, END):
+        term = tl.sum(tl.where(at == index, bits, 0), axis=AXIS)
+        result += term.to(tl.float32, bitcast=True)
+    return result
+
+
+@triton.jit
 def load_masks(masks, first, position, inside, positions, CHANNELS: tl.constexpr, BLOCK_P: tl.constexpr):
     """Channels ``first``, ... of one sample's masks at ``position [i, j]``, and where they exist.
 
@@ -292,21 +311,27 @@ def forward_kernel(
                     masks, first, position, inside, positions, largest, total,
                     CHANNELS, ACTIVATION, BLOCK_P,
                 )  # fmt: skip
-                products = tl.sum(weights[:, :, :, None] * values, axis=1)
                 if MODE == MAX:
                     # There is one round only.
                     row = start + tl.arange(0, ROWS)[None, :, None]
+                    products = tl.sum(weights[:, :, :, None] * values, axis=1)
                     better = (row < positions) & takes_over(products, result)
                     result = tl.where(better, products, result)
                     winner = tl.where(better, row, winner)
                 else:
-                    result += products
+                    products = weights[:, :, :, None] * values
+                    result = accumulate(result, products, 1, 0, ROUNDS)
                     sums += weights
             channel = first + tl.arange(0, BLOCK_P)[:, None, None]
             part = channel - BACKGROUND
             target = sample * parts * channels + part * channels + column[None, None, :]
-            exists = (part >= 0) & (channel < CHANNELS) & (column < channels)[None, None, :]
+            is_part = (part >= 0) & (channel < CHANNELS)
+            exists = is_part & (column < channels)[None, None, :]
+            # Channels that are no parts stand in registers of their own, and with nobody to read
+            # them the compiler leaves out their products.
+            result = tl.where(is_part, result, 0.0)
             if MODE == MAX:
+                winner = tl.where(is_part, winner, 0)
                 result, winner = first_largest(result, winner, 1)
                 tl.store(winners + target, winner, mask=exists)
             else:
@@ -424,7 +449,8 @@ def backward_kernel(
             if MODE == MAX:
                 winner = tl.load(winners + start + source, mask=mask, other=-1)
                 products = tl.where(winner == here, products, 0.0)
-            dots += tl.sum(products, axis=4)
+            dots = accumulate(dots, products, 4, 0, VALUES)
+        dots = tl.where(exists[:, None, None, None], dots, 0.0)  # as in the forward kernel
         sums = tl.load(totals + sample * parts + part, mask=exists, other=1.0)
         divisor = divisors(sums, positions, eps, MODE)[:, None, None]
         gradient = tl.sum(dots, axis=3) / divisor
@@ -480,7 +506,10 @@ def backward_kernel(
             if MODE == MAX:
                 winner = tl.load(winners + start + source, mask=mask, other=-1)
                 products = tl.where(winner == here, products, 0.0)
-            result += tl.sum(products, axis=0)
+            if CHANNELS > BLOCK_P:
+                result = accumulate(result, products, 0, 0, BLOCK_P)
+            else:
+                result = accumulate(result, products, 0, BACKGROUND, CHANNELS)
         target = grad_tokens + head + start + offset
         tl.store(
             target, result[None].to(grad_tokens.dtype.element_ty), mask=in_map & in_row

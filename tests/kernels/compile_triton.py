@@ -23,6 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gsalign_kernels.triton import (
+    pool,
+    pool_kernels,
     tps,
     tps_kernels,
     tps_solve,
@@ -38,6 +40,7 @@ FAMILIES = {
     "tps": (tps, tps_kernels),
     "tps_solve": (tps_solve, tps_solve_kernels),
     "warp_image": (warp_image, warp_image_kernels),
+    "pool": (pool, pool_kernels),
 }
 TYPES = {
     torch.float32: "*fp32",
@@ -94,6 +97,18 @@ def run_warp_image(
     warp_image.warp_image_backward(grad, image, *spline, mode, padding, align_corners)
 
 
+def run_pool(
+    dtype, batch, parts, positions, channels, shared, mode, activation, background, visibility
+) -> None:
+    """A forward and a backward pass of the masked part pooling."""
+    tokens = torch.zeros(batch, 1 + positions, channels, dtype=dtype)
+    lengths = (parts + background, positions)
+    masks = torch.zeros(lengths if shared else (batch, *lengths))
+    settings = (1, mode, activation, background)
+    pooled, seen, *kept = pool.masked_part_pool(tokens, masks, *settings, visibility, 1e-6)
+    pool.masked_part_pool_backward(pooled, seen, tokens, masks, *kept, *settings, 1e-6)
+
+
 # The published layouts; vectors that no 16 divides; one channel or column, which Triton compiles in
 # as a constant; small maps with many control points.
 RUNS = [
@@ -117,6 +132,16 @@ RUNS = [
     (run_warp_image, torch.bfloat16, 4, 64, (64, 32), 25, 0, 2, False, True),
     (run_warp_image, torch.float16, 2, 50, (33, 17), 9, 0, 2, True, False),
     (run_warp_image, torch.float32, 2, 1, (5, 3), 9, 1, 1, False, False),
+    # Batch, parts, positions, channels, shared, mode, activation, background, visibility.
+    (run_pool, torch.float32, 4, 6, 128, 768, False, 0, 0, False, 0),
+    (run_pool, torch.bfloat16, 4, 6, 128, 768, False, 0, 0, False, 0),
+    (run_pool, torch.float32, 4, 6, 128, 768, False, 0, 1, True, 0),
+    (run_pool, torch.bfloat16, 4, 6, 128, 768, False, 0, 1, True, 1),
+    (run_pool, torch.bfloat16, 4, 1, 128, 768, True, 1, 0, False, 0),
+    (run_pool, torch.float16, 4, 8, 128, 768, False, 2, 2, False, 0),
+    (run_pool, torch.float32, 4, 8, 128, 768, False, 2, 0, False, 0),
+    (run_pool, torch.float32, 4, 33, 128, 768, True, 0, 1, False, 1),
+    (run_pool, torch.float16, 2, 4, 19, 50, False, 1, 0, False, 0),
 ]
 
 
