@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -53,7 +55,7 @@ def masked_part_pool(
             weight is positive (of equal weights the first channel's counts), else 0. Binary
             visibilities have no gradient.
         eps: smallest sum of weights that is divided by.
-        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+        implementation: ``"reference"``, ``"cpp"``, ``"triton"``, or None for the choice in force.
 
     Returns:
         Pooled embeddings ``[B, P, C]`` in the type of ``tokens``, and visibilities ``[B, P]``,
@@ -87,7 +89,7 @@ def masked_part_pool(
         )
     checks.check_same_device(tokens=tokens, masks=masks)
     (masks,) = checks.converted(checks.coordinates_dtype(tokens), masks)
-    chosen = backends.select("masked_part_pool", tokens.device, implementation)
+    chosen = backends.select("masked_part_pool", tokens.device, implementation, tokens.dtype)
     if chosen == "reference":
         return reference.masked_part_pool(
             tokens, masks, prefix, mode, activation, background, visibility, eps
@@ -198,7 +200,11 @@ def _backward(call: Any, ctx: Any, grad_pooled: Tensor, grad_visibility: Tensor,
     return *grads, None, None, None, None, None, None
 
 
-backends.declare("masked_part_pool", "cpp")
+# Defines the operators of the namespace gsalign_triton; triton itself is imported at first use.
+if importlib.util.find_spec("gsalign_kernels.triton") is not None:
+    importlib.import_module("gsalign_kernels.triton.pool")
+
+backends.declare("masked_part_pool", "cpp", "triton", without_float64=("triton",))
 registration.register(
     "masked_part_pool",
     fake=_fake,

@@ -23,6 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gsalign_kernels.triton import (
+    pool,
+    pool_kernels,
     prototype,
     prototype_kernels,
     tps,
@@ -40,6 +42,7 @@ FAMILIES = {
     "tps": (tps, tps_kernels),
     "tps_solve": (tps_solve, tps_solve_kernels),
     "warp_image": (warp_image, warp_image_kernels),
+    "pool": (pool, pool_kernels),
     "prototype": (prototype, prototype_kernels),
 }
 TYPES = {
@@ -98,6 +101,18 @@ def run_warp_image(
     warp_image.warp_image_backward(grad, image, *spline, mode, padding, align_corners)
 
 
+def run_pool(
+    dtype, batch, parts, positions, channels, shared, mode, activation, background, visibility
+) -> None:
+    """A forward and a backward pass of the masked part pooling."""
+    tokens = torch.zeros(batch, 1 + positions, channels, dtype=dtype)
+    lengths = (parts + background, positions)
+    masks = torch.zeros(lengths if shared else (batch, *lengths))
+    settings = (1, mode, activation, background)
+    pooled, seen, *kept = pool.masked_part_pool(tokens, masks, *settings, visibility, 1e-6)
+    pool.masked_part_pool_backward(pooled, seen, tokens, masks, *kept, *settings, 1e-6)
+
+
 def run_prototype(dtype, batch, channels) -> None:
     """A forward and a backward pass of the prototype loss."""
     features = torch.zeros(batch, channels, dtype=dtype)
@@ -129,6 +144,16 @@ RUNS = [
     (run_warp_image, torch.bfloat16, 4, 64, (64, 32), 25, 0, 2, False, True),
     (run_warp_image, torch.float16, 2, 50, (33, 17), 9, 0, 2, True, False),
     (run_warp_image, torch.float32, 2, 1, (5, 3), 9, 1, 1, False, False),
+    # Batch, parts, positions, channels, shared, mode, activation, background, visibility.
+    (run_pool, torch.float32, 4, 6, 128, 768, False, 0, 0, False, 0),
+    (run_pool, torch.bfloat16, 4, 6, 128, 768, False, 0, 0, False, 0),
+    (run_pool, torch.float32, 4, 6, 128, 768, False, 0, 1, True, 0),
+    (run_pool, torch.bfloat16, 4, 6, 128, 768, False, 0, 1, True, 1),
+    (run_pool, torch.bfloat16, 4, 1, 128, 768, True, 1, 0, False, 0),
+    (run_pool, torch.float16, 4, 8, 128, 768, False, 2, 2, False, 0),
+    (run_pool, torch.float32, 4, 8, 128, 768, False, 2, 0, False, 0),
+    (run_pool, torch.float32, 4, 33, 128, 768, True, 0, 1, False, 1),
+    (run_pool, torch.float16, 2, 4, 19, 50, False, 1, 0, False, 0),
     # Batch, channels.
     (run_prototype, torch.float32, 128, 768),
     (run_prototype, torch.float32, 5, 1),
