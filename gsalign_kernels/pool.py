@@ -204,7 +204,9 @@ def _backward(call: Any, ctx: Any, grad_pooled: Tensor, grad_visibility: Tensor,
 if importlib.util.find_spec("gsalign_kernels.triton") is not None:
     importlib.import_module("gsalign_kernels.triton.pool")
 
-backends.declare("masked_part_pool", "cpp", "triton", without_float64=("triton",))
+backends.declare(
+    "masked_part_pool", "cpp", "cuda", "triton", without_float64=("cuda", "triton")
+)
 registration.register(
     "masked_part_pool",
     fake=_fake,
