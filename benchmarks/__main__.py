@@ -114,6 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = "WRONG" if isinstance(error, WrongResultError) else "FAILED"
         progress.print(f"{kind}: {error}", style="bold red", highlight=False, markup=False)
 
+    target = options.out
+    if target is None:
+        name = slug(conditions.device) + ("-quick" if options.quick else "")
+        target = RESULTS / f"{name}{'-plain-allocator' if options.plain_allocator else ''}.csv"
+
     with own_stream(choice.device):
         for family in families:
             if not {family.FAMILY, *family.OPERATORS} & set(wanted):
@@ -128,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 except (WrongResultError, RuntimeError) as error:
                     wrong = True
                     report(error)
+                write_csv(target, rows, conditions)  # a run that is cut off leaves what it has
         if {bench_model.FAMILY, *bench_model.OPERATORS} & set(wanted):
             progress.print("gsalign", style="dim")
             try:
@@ -136,13 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except (WrongResultError, RuntimeError) as error:
                 wrong = True
                 report(error)
+            write_csv(target, rows, conditions)
 
     show(rows, conditions, console)
-    target = options.out
-    if target is None:
-        name = slug(conditions.device) + ("-quick" if options.quick else "")
-        target = RESULTS / f"{name}{'-plain-allocator' if options.plain_allocator else ''}.csv"
-    write_csv(target, rows, conditions)
     console.print(f"Written: {target}", highlight=False)
     return 1 if wrong else 0
 

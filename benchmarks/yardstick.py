@@ -79,23 +79,19 @@ def make_copies(device: torch.device, moved: int) -> tuple[list[Callable[[], obj
     Returns:
         The calls of a turn, the bytes that each really moves, and what kind of copy it is.
     """
-    least = LEAST_BYTES.get(device.type, 64 << 20)
-    count = 1
-    if device.type == "cuda":
-        count = min(MOST_COPIES, -(-least // moved))
-        least = 0
-    half = max(moved, least) // 2
-    sources = [torch.zeros(half, dtype=torch.uint8, device=device) for _ in range(count)]
-    targets = [torch.ones_like(source) for source in sources]
-    kind = "Tensor.copy_"
     if device.type == "cpu":
+        half = max(moved, LEAST_BYTES["cpu"]) // 2
+        source = torch.zeros(half, dtype=torch.uint8)
+        target = torch.ones_like(source)
         try:
             copy_library()
         except NoYardstickError as error:
-            kind = f"Tensor.copy_, since {error}"
-        else:
-            threads = torch.get_num_threads()
-            call = partial(copy_nt, targets[0], sources[0], threads)
-            return [call], 2 * half, "non-temporal stores"
-    calls = [partial(t.copy_, s) for t, s in zip(targets, sources, strict=True)]
-    return calls, 2 * half, kind
+            return [partial(target.copy_, source)], 2 * half, f"Tensor.copy_, since {error}"
+        call = partial(copy_nt, target, source, torch.get_num_threads())
+        return [call], 2 * half, "non-temporal stores"
+    # A kernel that reads and writes; a copy of so few bytes by the driver takes longer.
+    count = min(MOST_COPIES, -(-LEAST_BYTES["cuda"] // moved))
+    values = max(1, moved // 8)
+    sources = [torch.ones(values, device=device) for _ in range(count)]
+    calls = [partial(torch.neg, s, out=torch.empty_like(s)) for s in sources]
+    return calls, 8 * values, "elementwise kernel"
