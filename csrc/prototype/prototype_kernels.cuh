@@ -78,7 +78,7 @@ class Members {
       const int sample = first + r * block_size() + thread_index();
       same |= sample < end && labels_[sample] == label_ ? 1u << r : 0u;
     }
-    GSALIGN_NO_UNROLL
+    GSALIGN_UNROLL_BY(1)
     for (int r = 0; r < rounds; ++r) {
       const unsigned word = ballot((same >> r & 1u) != 0);
       if (lane == 0) {
@@ -87,7 +87,7 @@ class Members {
     }
     barrier();  // the words are there; and the window before has been read
     count_ = 0;
-    GSALIGN_NO_UNROLL
+    GSALIGN_UNROLL_BY(1)
     for (int r = 0; r < rounds; ++r) {
       const unsigned own = words_[r * warps + warp];
       int place = count_ + count_bits(own & ((1u << lane) - 1u));
