@@ -7,7 +7,7 @@
 //             gradients; the rows it reads a second time are in the cache    4 V * 4 bytes
 // for about 70 operations per value, half of them in two logarithms. A training batch (B 128,
 // D 768) is 0.4 MB a tensor: it lies in the L2 cache, and what a launch costs is its start, about
-// 2 us, and the longest chain of reads that wait for each other, about 0.5 us a link. So the chains
+// 2 us, and the longest chain of reads that wait for each other (not measured). So the chains
 // are kept short (labels -> rows -> sums; a row, three times from the L1 cache; labels -> scalars
 // -> rows), and the final sum over the samples is made by whichever block comes last.
 //
@@ -22,7 +22,7 @@
 // Backward needs no sum over channels: the forward pass keeps four scalars of each row (see
 // prototype.h), so that all that is left is a sum over the members, channel by channel.
 //
-// Each sum has one order, that depends on the sizes alone: the same bits on every run.
+// Each sum has one order, that depends on labels and sizes alone: the same bits on every run.
 #pragma once
 
 #include <cstdint>
