@@ -381,18 +381,18 @@ struct Tables {
   }
 };
 
-// Calls visit(place, down, right) for every query that reads a token, in a fixed order: its place
-// in the order of cells, and whether the token is one of its lower, one of its right corners.
-template <typename Visit>
-GSALIGN_DEVICE void for_readers(const int* bounds, int token, int width, Visit visit) {
-  const int before = token % width > 0 ? 1 : 0;
-  for (int down = 0; down < 2 && down * width <= token; ++down) {
-    const int cell = token - down * width;
-    const int end = bounds[cell + 1];
-    for (int place = bounds[cell - before]; place < end; ++place) {
-      visit(place, down != 0, place < bounds[cell]);
-    }
+// The queries that read a token stand in two stretches of the order of cells: those that have it as
+// an upper corner, then those that have it as a lower one; in each first those that have it on the
+// right.
+struct Stretch {
+  int begin, middle, end;
+};
+GSALIGN_DEVICE Stretch stretch_of(const int* bounds, int token, int width, bool lower) {
+  const int cell = token - (lower ? width : 0);
+  if (cell < 0) {
+    return {0, 0, 0};
   }
+  return {bounds[token % width > 0 ? cell - 1 : cell], bounds[cell], bounds[cell + 1]};
 }
 
 // Fills all tables but the gradient, in whose place the cells lie meanwhile. The caller's barrier
@@ -420,9 +420,9 @@ GSALIGN_DEVICE void fill_tables(
   });
   barrier();
   for (int token = thread_index(); token < queries; token += block_size()) {
-    int count = 0;
-    for_readers(tables.bounds, token, problem.width, [&](int, bool, bool) { ++count; });
-    tables.starts[token + 1] = count;
+    const Stretch upper = stretch_of(tables.bounds, token, problem.width, false);
+    const Stretch lower = stretch_of(tables.bounds, token, problem.width, true);
+    tables.starts[token + 1] = upper.end - upper.begin + lower.end - lower.begin;
     if (token == 0) {
       tables.starts[0] = 0;
     }
@@ -432,13 +432,16 @@ GSALIGN_DEVICE void fill_tables(
   // starts[token + 1] is where the token's list begins, and its end once it is written.
   for (int token = thread_index(); token < queries; token += block_size()) {
     int at = tables.starts[token + 1];
-    for_readers(tables.bounds, token, problem.width, [&](int place, bool down, bool right) {
-      const int query = tables.order[place];
-      const Pair fraction = tables.fractions[query];
-      const float along_x = right ? fraction.x : 1.0f - fraction.x;
-      const float along_y = down ? fraction.y : 1.0f - fraction.y;
-      tables.readers[at++] = {problem.eta * along_x * along_y, query};
-    });
+    for (int down = 0; down < 2; ++down) {
+      const Stretch stretch = stretch_of(tables.bounds, token, problem.width, down != 0);
+      for (int place = stretch.begin; place < stretch.end; ++place) {
+        const int query = tables.order[place];
+        const Pair fraction = tables.fractions[query];
+        const float along_x = place < stretch.middle ? fraction.x : 1.0f - fraction.x;
+        const float along_y = down != 0 ? fraction.y : 1.0f - fraction.y;
+        tables.readers[at++] = {problem.eta * along_x * along_y, query};
+      }
+    }
     tables.starts[token + 1] = at;
   }
 }
@@ -587,6 +590,7 @@ warp_backward_kernel(
     const int k = first + thread_index() % here;
     if (slice < slice_count) {
       Point<float> sum{0.0f, 0.0f};
+      GSALIGN_UNROLL_BY(8)
       for (int q = slice; q < queries; q += slice_count) {
         const float m = problem.basis[static_cast<std::int64_t>(q) * problem.points + k];
         sum.x += m * gradient[q].x;
