@@ -53,7 +53,7 @@ def masked_part_pool(
             weight is positive (of equal weights the first channel's counts), else 0. Binary
             visibilities have no gradient.
         eps: smallest sum of weights that is divided by.
-        implementation: ``"reference"``, ``"cpp"``, or None for the choice in force.
+        implementation: ``"reference"``, ``"cpp"``, ``"cuda"``, or None for the choice in force.
 
     Returns:
         Pooled embeddings ``[B, P, C]`` in the type of ``tokens``, and visibilities ``[B, P]``,
@@ -87,7 +87,7 @@ def masked_part_pool(
         )
     checks.check_same_device(tokens=tokens, masks=masks)
     (masks,) = checks.converted(checks.coordinates_dtype(tokens), masks)
-    chosen = backends.select("masked_part_pool", tokens.device, implementation)
+    chosen = backends.select("masked_part_pool", tokens.device, implementation, tokens.dtype)
     if chosen == "reference":
         return reference.masked_part_pool(
             tokens, masks, prefix, mode, activation, background, visibility, eps
@@ -198,7 +198,7 @@ def _backward(call: Any, ctx: Any, grad_pooled: Tensor, grad_visibility: Tensor,
     return *grads, None, None, None, None, None, None
 
 
-backends.declare("masked_part_pool", "cpp")
+backends.declare("masked_part_pool", "cpp", "cuda", without_float64=("cuda",))
 registration.register(
     "masked_part_pool",
     fake=_fake,
