@@ -89,6 +89,11 @@ GSALIGN_DEVICE int afresh(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
+template <typename T>
+GSALIGN_DEVICE T* afresh(T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
 
 GSALIGN_DEVICE float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);

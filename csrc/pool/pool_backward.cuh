@@ -116,7 +116,7 @@ template <typename T, int kVector, int kParts, bool kMaxima>
 struct Rows {
   const T* source;
   T* target;
-  int row_stride;
+  int row_bytes;  // from one of the source's rows to the next
   int channels;   // stride of the target's rows
   int first_row;  // of the sample
   int rows_left;  // in the sample, from there on
@@ -126,7 +126,7 @@ struct Rows {
   int slot;
 
   GSALIGN_DEVICE void read(Block<T, kVector>& block, int column) const {
-    block.read(source + column * kVector, row_stride, column < columns ? rows_left : 0);
+    block.read(source + column * kVector, row_bytes, column < columns ? rows_left : 0);
   }
 
   // Rows whose tokens and gradients are in registers together: as many as leave room for 24 or 32
@@ -229,10 +229,11 @@ struct Rows {
 // Pooled gradients of the columns from `first_column` on; zero for the parts that fill up.
 template <typename T, int kVector, bool kMaxima>
 GSALIGN_DEVICE void stage_gradients(
-    const Stage& stage, const Gradients<T>& gradients, const Problem<T>& problem, int sample,
-    int padded_parts, int first_column, int columns) {
+    const Stage& stage, const Gradients<T>& gradients, const Problem<T>& problem,
+    const BackwardPlan& plan, int first_column, int columns) {
+  const int sample = afresh(block_index()) / plan.blocks();
   const int parts = problem.masks.parts;
-  const int count = padded_parts * columns;
+  const int count = plan.padded_parts * columns;
   constexpr int kAhead = 4;  // asked for together, before any is stored
   for (int start = thread_index(); start < count; start += kAhead * block_size()) {
     Packed<T, kVector> packed[kAhead];
@@ -249,7 +250,7 @@ GSALIGN_DEVICE void stage_gradients(
     }
     GSALIGN_UNROLL
     for (int k = 0; k < kAhead; ++k) {
-      if (part[k] >= padded_parts) {
+      if (part[k] >= plan.padded_parts) {
         continue;
       }
       float values[kVector];
@@ -363,10 +364,10 @@ pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradien
   }
 
   Rows<T, kVector, kParts, kMaxima> rows{
-      problem.tokens + sample * problem.sample_stride +
-          static_cast<std::int64_t>(unit_row + slot) * problem.row_stride,
+      row_after(
+          problem.tokens + sample * problem.sample_stride, unit_row + slot, problem.row_bytes),
       target + static_cast<std::int64_t>(problem.prefix + unit_row + slot) * problem.channels,
-      problem.row_stride,
+      problem.row_bytes,
       problem.channels,
       unit_row + slot,
       masks.positions - unit_row - slot,
@@ -388,7 +389,7 @@ pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradien
       barrier();  // the pooled gradients are used up
     }
     stage_gradients<T, kVector, kMaxima>(
-        stage, gradients, problem, sample, plan.padded_parts, first_column, rows.columns);
+        stage, gradients, problem, plan, first_column, rows.columns);
     barrier();
     rows.template round<true>(0, next, again);
     for (int p = kParts; takes_rounds(kParts, kMaxima) && p < plan.padded_parts; p += kParts) {

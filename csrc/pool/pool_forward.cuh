@@ -221,8 +221,8 @@ struct Tile {
   }
   // Asks for a stretch's rows from `row` on.
   GSALIGN_DEVICE void read(Block<T, kVector>& next, int stretch_row, int row) const {
-    const T* source = column + static_cast<std::int64_t>(stretch_row + row) * problem.row_stride;
-    next.read(source, problem.row_stride, rows_of(stretch_row) - row);
+    const int bytes = problem.row_bytes;
+    next.read(row_after(column, stretch_row + row, bytes), bytes, rows_of(stretch_row) - row);
   }
 
   // Goes through the thread's rows of a stretch, of which `next` holds the first, always asking for
@@ -334,7 +334,7 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
   const int channel = first_channel + (thread_index() & ((1 << plan.lane_bits) - 1)) * kVector;
   const T* column = problem.tokens + sample * problem.sample_stride +
                     (channel < problem.channels ? channel : first_channel);
-  const Tile tile{problem, results, table, plan.lane_bits, plan.group_bits, column};
+  const Tile tile{problem, results, table, plan.lane_bits, plan.group_bits, afresh(column)};
   const bool tells = first_channel == 0;  // what is known of the parts, once per sample
   const bool with_leaders = results.binary && tells;
   // Weights of a stretch of rows, and what they say of the parts, between barriers.

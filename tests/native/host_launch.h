@@ -155,7 +155,8 @@ inline void barrier() {
 }
 
 inline void forget_memory() {}
-inline int afresh(int value) {
+template <typename V>
+V afresh(V value) {
   return value;
 }
 
