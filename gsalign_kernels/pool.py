@@ -55,7 +55,8 @@ def masked_part_pool(
             weight is positive (of equal weights the first channel's counts), else 0. Binary
             visibilities have no gradient.
         eps: smallest sum of weights that is divided by.
-        implementation: ``"reference"``, ``"cpp"``, ``"triton"``, or None for the choice in force.
+        implementation: ``"reference"``, ``"cpp"``, ``"cuda"``, ``"triton"``, or None for the choice
+            in force.
 
     Returns:
         Pooled embeddings ``[B, P, C]`` in the type of ``tokens``, and visibilities ``[B, P]``,
@@ -204,9 +205,7 @@ def _backward(call: Any, ctx: Any, grad_pooled: Tensor, grad_visibility: Tensor,
 if importlib.util.find_spec("gsalign_kernels.triton") is not None:
     importlib.import_module("gsalign_kernels.triton.pool")
 
-backends.declare(
-    "masked_part_pool", "cpp", "cuda", "triton", without_float64=("cuda", "triton")
-)
+backends.declare("masked_part_pool", "cpp", "cuda", "triton", without_float64=("cuda", "triton"))
 registration.register(
     "masked_part_pool",
     fake=_fake,

@@ -83,6 +83,17 @@ GSALIGN_DEVICE void barrier() {
 GSALIGN_DEVICE void forget_memory() {
   asm volatile("" ::: "memory");
 }
+// The value, of which the compiler does not know that it had it before: what is derived from it is
+// derived anew, instead of being carried through a loop that needs the registers.
+GSALIGN_DEVICE int afresh(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+template <typename T>
+GSALIGN_DEVICE T* afresh(T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
 
 GSALIGN_DEVICE float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);

@@ -116,7 +116,7 @@ template <typename T, int kVector, int kParts, bool kMaxima>
 struct Rows {
   const T* source;
   T* target;
-  int row_stride;
+  int row_bytes;  // from one of the source's rows to the next
   int channels;   // stride of the target's rows
   int first_row;  // of the sample
   int rows_left;  // in the sample, from there on
@@ -126,7 +126,7 @@ struct Rows {
   int slot;
 
   GSALIGN_DEVICE void read(Block<T, kVector>& block, int column) const {
-    block.read(source + column * kVector, row_stride, column < columns ? rows_left : 0);
+    block.read(source + column * kVector, row_bytes, column < columns ? rows_left : 0);
   }
 
   // Rows whose tokens and gradients are in registers together: as many as leave room for 24 or 32
@@ -229,10 +229,11 @@ struct Rows {
 // Pooled gradients of the columns from `first_column` on; zero for the parts that fill up.
 template <typename T, int kVector, bool kMaxima>
 GSALIGN_DEVICE void stage_gradients(
-    const Stage& stage, const Gradients<T>& gradients, const Problem<T>& problem, int sample,
-    int padded_parts, int first_column, int columns) {
+    const Stage& stage, const Gradients<T>& gradients, const Problem<T>& problem,
+    const BackwardPlan& plan, int first_column, int columns) {
+  const int sample = afresh(block_index()) / plan.blocks();
   const int parts = problem.masks.parts;
-  const int count = padded_parts * columns;
+  const int count = plan.padded_parts * columns;
   constexpr int kAhead = 4;  // asked for together, before any is stored
   for (int start = thread_index(); start < count; start += kAhead * block_size()) {
     Packed<T, kVector> packed[kAhead];
@@ -249,7 +250,7 @@ GSALIGN_DEVICE void stage_gradients(
     }
     GSALIGN_UNROLL
     for (int k = 0; k < kAhead; ++k) {
-      if (part[k] >= padded_parts) {
+      if (part[k] >= plan.padded_parts) {
         continue;
       }
       float values[kVector];
@@ -286,70 +287,18 @@ GSALIGN_DEVICE void stage_weights(
   }
 }
 
-// A block owns a unit of a sample's rows, a warp kRows of them.
-template <typename T, int kVector, int kParts, bool kMaxima>
-GSALIGN_KERNEL(kBackwardThreads, kBackwardBlocks)
-pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradients) {
-  const MaskSets& masks = problem.masks;
-  const int blocks = plan.units > 0 ? plan.units : 1;
-  const int sample = block_index() / blocks;
-  const int unit = block_index() % blocks;
+// What follows from a unit's dot products: the gradients by the masks, or what the finishing kernel
+// needs for them.
+GSALIGN_DEVICE void use_dots(
+    const MaskSets& masks, const BackwardPlan& plan, const MaskGradients& gradients,
+    const Stage& stage) {
+  const int blocks = plan.blocks();
+  const int block = afresh(block_index());
+  const int sample = block / blocks;
+  const int unit = block - sample * blocks;
   const int unit_row = unit * kUnitRows;
-  const int slot = thread_index() / kWarpSize * kRows;
-  const int all_columns = problem.channels / kVector;
-  const int tiles = all_columns > plan.columns ? divide_up(all_columns, plan.columns) : 1;
   const std::int64_t parts_before = static_cast<std::int64_t>(sample) * masks.parts;
   const float* totals = gradients.totals + parts_before;
-  T* target = gradients.tokens + static_cast<std::int64_t>(sample) *
-                                     (problem.prefix + masks.positions) * problem.channels;
-  const Stage stage(shared_memory(), BackwardLayout::make(plan, kVector, kMaxima));
-
-  // What is before the map has no part in it.
-  float nothing[kVector] = {};
-  for (int row = unit; row < problem.prefix; row += blocks) {
-    T* before = target + static_cast<std::int64_t>(row) * problem.channels;
-    for (int column = thread_index(); column < all_columns; column += block_size()) {
-      store_values<T, kVector>(before + column * kVector, nothing);
-    }
-  }
-
-  Rows<T, kVector, kParts, kMaxima> rows{
-      problem.tokens + sample * problem.sample_stride +
-          static_cast<std::int64_t>(unit_row + slot) * problem.row_stride,
-      target + static_cast<std::int64_t>(problem.prefix + unit_row + slot) * problem.channels,
-      problem.row_stride,
-      problem.channels,
-      unit_row + slot,
-      masks.positions - unit_row - slot,
-      tiles > 1 ? plan.columns : all_columns,
-      plan.padded_parts,
-      stage,
-      slot};
-  const int lane = thread_index() % kWarpSize;
-  Block<T, kVector> next;
-  rows.read(next, lane);  // while shared memory is filled
-  stage_weights(stage, masks, totals, sample, unit_row, plan.padded_parts);
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int first_column = tile * plan.columns;
-    if (tile > 0) {
-      const int columns_left = all_columns - first_column;
-      rows.columns = columns_left < plan.columns ? columns_left : plan.columns;
-      rows.read(next, lane);
-      barrier();  // the pooled gradients are used up
-    }
-    stage_gradients<T, kVector, kMaxima>(
-        stage, gradients, problem, sample, plan.padded_parts, first_column, rows.columns);
-    barrier();
-    rows.template round<true>(0, next, tile > 0);
-    for (int p = kParts; takes_rounds(kParts, kMaxima) && p < plan.padded_parts; p += kParts) {
-      rows.read(next, lane);
-      rows.template round<false>(p, next, tile > 0);
-    }
-    rows.source += static_cast<std::int64_t>(rows.columns) * kVector;
-    rows.target += static_cast<std::int64_t>(rows.columns) * kVector;
-  }
-  barrier();
-
   if (gradients.weights == nullptr) {
     // Nothing else is to come in: on to the masks.
     const int row = thread_index() % kUnitRows;
@@ -387,6 +336,72 @@ pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradien
           slope / by;
     }
   }
+}
+
+// A block owns a unit of a sample's rows, a warp kRows of them.
+template <typename T, int kVector, int kParts, bool kMaxima>
+GSALIGN_KERNEL(kBackwardThreads, kMaxima ? kBackwardBlocksOfMaxima : kBackwardBlocks)
+pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradients) {
+  const MaskSets& masks = problem.masks;
+  const int blocks = plan.blocks();
+  const int sample = block_index() / blocks;
+  const int unit = block_index() - sample * blocks;
+  const int unit_row = unit * kUnitRows;
+  const int slot = thread_index() / kWarpSize * kRows;
+  const int all_columns = problem.channels / kVector;
+  const float* totals = gradients.totals + static_cast<std::int64_t>(sample) * masks.parts;
+  T* target = gradients.tokens + static_cast<std::int64_t>(sample) *
+                                     (problem.prefix + masks.positions) * problem.channels;
+  const Stage stage(shared_memory(), BackwardLayout::make(plan, kVector, kMaxima));
+
+  // What is before the map has no part in it.
+  float nothing[kVector] = {};
+  for (int row = unit; row < problem.prefix; row += blocks) {
+    T* before = target + static_cast<std::int64_t>(row) * problem.channels;
+    for (int column = thread_index(); column < all_columns; column += block_size()) {
+      store_values<T, kVector>(before + column * kVector, nothing);
+    }
+  }
+
+  Rows<T, kVector, kParts, kMaxima> rows{
+      row_after(
+          problem.tokens + sample * problem.sample_stride, unit_row + slot, problem.row_bytes),
+      target + static_cast<std::int64_t>(problem.prefix + unit_row + slot) * problem.channels,
+      problem.row_bytes,
+      problem.channels,
+      unit_row + slot,
+      masks.positions - unit_row - slot,
+      all_columns < plan.columns ? all_columns : plan.columns,
+      plan.padded_parts,
+      stage,
+      slot};
+  const int lane = thread_index() % kWarpSize;
+  Block<T, kVector> next;
+  rows.read(next, lane);  // while shared memory is filled
+  stage_weights(stage, masks, totals, sample, unit_row, plan.padded_parts);
+  int first_column = 0;
+  do {
+    const bool again = first_column > 0;
+    if (again) {
+      const int columns_left = all_columns - first_column;
+      rows.columns = columns_left < plan.columns ? columns_left : plan.columns;
+      rows.read(next, lane);
+      barrier();  // the pooled gradients are used up
+    }
+    stage_gradients<T, kVector, kMaxima>(
+        stage, gradients, problem, plan, first_column, rows.columns);
+    barrier();
+    rows.template round<true>(0, next, again);
+    for (int p = kParts; takes_rounds(kParts, kMaxima) && p < plan.padded_parts; p += kParts) {
+      rows.read(next, lane);
+      rows.template round<false>(p, next, again);
+    }
+    rows.source += static_cast<std::int64_t>(rows.columns) * kVector;
+    rows.target += static_cast<std::int64_t>(rows.columns) * kVector;
+    first_column += plan.columns;
+  } while (first_column < all_columns);
+  barrier();
+  use_dots(masks, plan, gradients, stage);
 }
 
 // ---- masks, where sums over all positions or samples come in ----

@@ -56,7 +56,8 @@ MaskSets check(
 
 // Rows need only be contiguous in themselves: tokens behind a prefix stay where they are.
 Tensor with_contiguous_rows(const Tensor& tokens) {
-  const bool fine = (tokens.size(2) <= 1 || tokens.stride(2) == 1) && tokens.stride(1) <= kMaxInt;
+  const bool fine =
+      (tokens.size(2) <= 1 || tokens.stride(2) == 1) && tokens.stride(1) <= kMaxInt / 4;
   return fine ? tokens : torch::stable::contiguous(tokens);
 }
 
@@ -83,7 +84,7 @@ struct Call {
     result.masks = sets_;
     result.tokens = static_cast<const T*>(tokens.const_data_ptr()) + prefix * tokens.stride(1);
     result.sample_stride = tokens.stride(0);
-    result.row_stride = static_cast<int>(tokens.stride(1));
+    result.row_bytes = static_cast<int>(tokens.stride(1) * sizeof(T));
     result.batch = static_cast<int>(batch());
     result.channels = static_cast<int>(channels());
     result.prefix = static_cast<int>(prefix);
@@ -104,7 +105,7 @@ struct Call {
 template <typename T>
 bool in_vectors(const Problem<T>& problem, std::initializer_list<const void*> other) {
   constexpr std::int64_t kVector = 16 / sizeof(T);
-  bool fine = problem.channels % kVector == 0 && problem.row_stride % kVector == 0 &&
+  bool fine = problem.channels % kVector == 0 && problem.row_bytes % 16 == 0 &&
               problem.sample_stride % kVector == 0 && aligned(problem.tokens);
   for (const void* pointer : other) {
     fine = fine && aligned(pointer);

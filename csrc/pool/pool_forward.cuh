@@ -188,16 +188,28 @@ struct Table {
   }
 };
 
+// A block owns a sample and a tile of channels.
+struct Place {
+  int sample, first_channel;
+
+  GSALIGN_DEVICE static Place of(int block, int channels, int tile_channels) {
+    const int tiles = channels > 0 ? divide_up(channels, tile_channels) : 1;
+    const int sample = block / tiles;
+    return {sample, (block - sample * tiles) * tile_channels};
+  }
+};
+
 // What a block does with its tile of channels of a sample: 2^lane_bits lanes with kVector channels
 // each, and 2^group_bits groups of such lanes, of which each takes every so many-th kRows rows.
-template <typename T, int kVector, int kParts, bool kMaxima>
+template <typename T, int kVector, int kParts, bool kMaxima, bool kOnce>
 struct Tile {
   using Accumulator = std::conditional_t<kMaxima, Maxima<kParts, kVector>, Sums<kParts, kVector>>;
 
   const Problem<T>& problem;
   const Results<T>& results;
   const Table& table;
-  int lane_bits, group_bits, sample, first_channel;
+  int lane_bits, group_bits;
+  const T* column;  // the thread's channels of the sample's first row
 
   GSALIGN_DEVICE int lanes() const { return 1 << lane_bits; }
   GSALIGN_DEVICE int first_row() const { return (thread_index() >> lane_bits) * kRows; }
@@ -205,32 +217,24 @@ struct Tile {
   // Rows of a stretch that are read: none where there are no channels.
   GSALIGN_DEVICE int rows_of(int stretch_row) const {
     const int left = problem.masks.positions - stretch_row;
-    return problem.channels == 0 ? 0 : (left < table.rows ? left : table.rows);
+    return problem.channels == 0 ? 0 : (kOnce || left < table.rows ? left : table.rows);
   }
-  // Lanes past the last channel work on the tile's first ones, for nobody.
-  GSALIGN_DEVICE const T* source(int stretch_row) const {
-    const int channel = first_channel + (thread_index() & (lanes() - 1)) * kVector;
-    return problem.tokens + sample * problem.sample_stride +
-           static_cast<std::int64_t>(stretch_row + first_row()) * problem.row_stride +
-           (channel < problem.channels ? channel : first_channel);
+  // Asks for a stretch's rows from `row` on.
+  GSALIGN_DEVICE void read(Block<T, kVector>& next, int stretch_row, int row) const {
+    const int bytes = problem.row_bytes;
+    next.read(row_after(column, stretch_row + row, bytes), bytes, rows_of(stretch_row) - row);
   }
 
-  // The thread's first rows of a stretch, asked for ahead of accumulate().
-  GSALIGN_DEVICE void read_first(Block<T, kVector>& next, int stretch_row) const {
-    next.read(source(stretch_row), problem.row_stride, rows_of(stretch_row) - first_row());
-  }
-
-  // Goes through the thread's rows of a stretch, always asking for the next ones ahead.
+  // Goes through the thread's rows of a stretch, of which `next` holds the first, always asking for
+  // the next ones ahead.
   GSALIGN_DEVICE void accumulate(
       Accumulator& accumulator, Block<T, kVector>& next, const float* weights,
       int stretch_row) const {
     const int rows = rows_of(stretch_row);
-    const T* ahead = source(stretch_row);
     GSALIGN_UNROLL_BY(1)
     for (int row = first_row(); row < rows; row += row_step()) {
       const Block<T, kVector> now = next;
-      ahead += static_cast<std::int64_t>(row_step()) * problem.row_stride;
-      next.read(ahead, problem.row_stride, rows - row - row_step());
+      read(next, stretch_row, row + row_step());
       float x[kRows][kVector];
       GSALIGN_UNROLL
       for (int r = 0; r < kRows; ++r) {
@@ -246,7 +250,7 @@ struct Tile {
   }
 
   // Adds up what the groups have, in the order of the groups, and writes it. `totals` are those of
-  // the parts from `first_part` on. Between barriers of its own.
+  // the parts from `first_part` on.
   GSALIGN_DEVICE void combine(
       const Accumulator& accumulator, int first_part, const float* totals) const {
     using Exchange = Pieces<kVector>;
@@ -266,6 +270,8 @@ struct Tile {
       }
     }
     barrier();
+    const auto [sample, first_channel] =
+        Place::of(afresh(block_index()), problem.channels, kVector << lane_bits);
     const int groups = 1 << group_bits;
     for (int i = thread_index(); i < kParts << lane_bits; i += block_size()) {
       const int p = i >> lane_bits;
@@ -311,28 +317,28 @@ struct Tile {
       }
       store_values<T, kVector>(results.pooled + out, result);
     }
-    barrier();
   }
 };
 
-// kWhole: the table holds all weights of a sample, which are then made once; else parts and
-// stretches of rows take turns.
-template <typename T, int kVector, int kParts, bool kMaxima, bool kWhole>
-GSALIGN_KERNEL(kForwardThreads<T>, kForwardBlocks)
+// kOnce: one round over the tokens is enough; else groups of parts, and where the table does not
+// hold all weights stretches of rows, take turns.
+template <typename T, int kVector, int kParts, bool kMaxima, bool kOnce>
+GSALIGN_KERNEL(kForwardThreads<T>, kOnce && !kMaxima ? kForwardBlocks : kForwardBlocksOfRest)
 pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
-  using Tile = Tile<T, kVector, kParts, kMaxima>;
+  using Tile = Tile<T, kVector, kParts, kMaxima, kOnce>;
   const MaskSets& masks = problem.masks;
-  const int tile_channels = kVector << plan.lane_bits;
-  const int tiles = problem.channels > 0 ? divide_up(problem.channels, tile_channels) : 1;
-  const int sample = block_index() / tiles;
-  const int number = block_index() % tiles;
+  const auto [sample, first_channel] =
+      Place::of(block_index(), problem.channels, kVector << plan.lane_bits);
   const Table table(shared_memory(), ForwardLayout::make(plan, kVector, kMaxima), plan);
-  const Tile tile{
-      problem, results, table, plan.lane_bits, plan.group_bits, sample, number * tile_channels};
-  const bool tells = number == 0;  // what is known of the parts, once per sample
+  // Lanes past the last channel work on the tile's first ones, for nobody.
+  const int channel = first_channel + (thread_index() & ((1 << plan.lane_bits) - 1)) * kVector;
+  const T* column = problem.tokens + sample * problem.sample_stride +
+                    (channel < problem.channels ? channel : first_channel);
+  const Tile tile{problem, results, table, plan.lane_bits, plan.group_bits, afresh(column)};
+  const bool tells = first_channel == 0;  // what is known of the parts, once per sample
   const bool with_leaders = results.binary && tells;
   // Weights of a stretch of rows, and what they say of the parts, between barriers.
-  const auto prepare = [&](int first_part, int row, bool last) {
+  const auto prepare = [&, sample = sample](int first_part, int row, bool last) {
     table.fill(masks, sample, first_part, row, with_leaders);
     barrier();
     if (tells || masks.mode == Mode::kWeightedMean) {
@@ -344,32 +350,30 @@ pool_forward_kernel(Problem<T> problem, ForwardPlan plan, Results<T> results) {
     }
   };
 
-  if constexpr (kWhole) {
-    Block<T, kVector> next;
-    tile.read_first(next, 0);  // while the weights are made
+  typename Tile::Accumulator accumulator;
+  Block<T, kVector> next;
+  if constexpr (kOnce) {
+    tile.read(next, 0, tile.first_row());  // while the weights are made
     prepare(0, 0, true);
-    for (int part = 0; part < masks.parts; part += kParts) {
-      typename Tile::Accumulator accumulator;
-      accumulator.clear();
-      tile.accumulate(accumulator, next, table.weights + part * table.rows, 0);
-      tile.combine(accumulator, part, table.totals + part);
-      if (!takes_rounds(kParts, kMaxima)) {
-        break;
-      }
-      tile.read_first(next, 0);
-    }
+    accumulator.clear();
+    tile.accumulate(accumulator, next, table.weights, 0);
+    tile.combine(accumulator, 0, table.totals);
   } else {
     for (int part = 0; part < masks.parts; part += kParts) {
-      typename Tile::Accumulator accumulator;
+      const int held = plan.whole ? part : 0;  // where the table has this part
       accumulator.clear();
-      for (int row = 0; row < masks.positions; row += table.rows) {
-        Block<T, kVector> next;
-        tile.read_first(next, row);
-        prepare(part, row, row + table.rows >= masks.positions);
-        tile.accumulate(accumulator, next, table.weights, row);
-        barrier();  // the table is used up
+      for (int row = 0; row < masks.positions || row == 0; row += table.rows) {
+        tile.read(next, row, tile.first_row());
+        if (!plan.whole || part == 0) {
+          prepare(part, row, row + table.rows >= masks.positions);
+        }
+        tile.accumulate(accumulator, next, table.weights + held * table.rows, row);
+        if (!plan.whole) {
+          barrier();  // the table is used up
+        }
       }
-      tile.combine(accumulator, part, table.totals);
+      tile.combine(accumulator, part, table.totals + held);
+      barrier();  // the sums are used up
     }
   }
 }

@@ -86,7 +86,7 @@ std::int64_t forward_blocks(const ForwardPlan& plan, const Problem<T>& problem) 
 }
 template <typename T>
 std::int64_t backward_blocks(const BackwardPlan& plan, const Problem<T>& problem) {
-  return problem.batch * static_cast<std::int64_t>(plan.units > 0 ? plan.units : 1);
+  return problem.batch * static_cast<std::int64_t>(plan.blocks());
 }
 
 template <typename T, typename Stream>
@@ -97,8 +97,8 @@ LaunchStatus launch_forward(
     return kLaunched;
   }
   return for_plan<T>(plan, problem.masks.mode, [&](auto vector, auto parts, auto maxima) {
-    const auto launch = [&](auto whole) {
-      constexpr auto kernel = &pool_forward_kernel<T, vector(), parts(), maxima(), whole()>;
+    const auto launch = [&](auto once) {
+      constexpr auto kernel = &pool_forward_kernel<T, vector(), parts(), maxima(), once()>;
       const LaunchStatus allowed = allow_shared_memory<kernel>(plan.shared_bytes, device);
       if (allowed != kLaunched) {
         return allowed;
@@ -109,7 +109,7 @@ LaunchStatus launch_forward(
       return launch_status();
     };
     if constexpr (takes_rounds(parts(), maxima())) {
-      if (!plan.whole) {
+      if (!plan.once) {
         return launch(std::false_type{});
       }
     }

@@ -26,9 +26,13 @@ constexpr int kFinishThreads = 256;
 constexpr int kFinishPositions = 32;  // of a block
 constexpr int kFinishParts = 8;       // summed over the batch between two barriers
 
-// Blocks that a multiprocessor's 65,536 registers hold; the compiler is told.
+// Blocks that a multiprocessor's 65,536 registers must hold, as the compiler is told: all that
+// there are at B 64, N 128, C 768, but with maxima and where several rounds over the tokens are
+// needed.
 constexpr int kForwardBlocks = 3;
+constexpr int kForwardBlocksOfRest = 2;
 constexpr int kBackwardBlocks = 4;
+constexpr int kBackwardBlocksOfMaxima = 3;
 
 // Parts that are accumulated side by side in registers, as a constant of the compiled kernel: 1, 4,
 // 6 or 8 sums. Maxima keep their positions too, and single values are the rare case.
@@ -53,7 +57,8 @@ GSALIGN_HOST_DEVICE constexpr bool takes_rounds(int parts_at_once, bool maxima) 
 
 struct ForwardPlan {
   bool vectors;      // 16-byte vectors, else single values
-  bool whole;        // the table of weights holds all of them
+  bool once;         // one round over the tokens is enough: all parts at once
+  bool whole;        // the table of weights holds all of them, which are then made once
   int parts;         // accumulated at once
   int lane_bits;     // 2^lane_bits lanes share a row
   int group_bits;    // 2^group_bits threads share a column, each with every so many-th kRows rows
@@ -97,11 +102,13 @@ inline ForwardPlan plan_forward(
     plan.held_parts = padded;
     plan.held_rows = rows;
   } else {
-    plan.parts = maxima ? plan.parts : 8;  // the only kernels that take turns
+    plan.parts = maxima ? plan.parts : 8;  // the only kernels that take rounds
     plan.held_parts = plan.parts;
     const int most = kTableBytes / 4 / plan.parts / kRows * kRows;
     plan.held_rows = rows < most ? rows : most;
   }
+
+  plan.once = plan.whole && parts <= plan.parts;
 
   plan.group_bits = positions <= 512 ? 3 : (positions <= 1024 ? 4 : 5);
   const int least = 5 - plan.group_bits;                          // a block has one warp at least
@@ -127,6 +134,9 @@ struct BackwardPlan {
   int units;         // of kUnitRows rows of a sample: a block each
   int columns;       // of lane values, whose pooled gradients are in shared memory at a time
   int shared_bytes;
+
+  // Of a sample: one even where there is no row, for what is before the map.
+  GSALIGN_HOST_DEVICE int blocks() const { return units > 0 ? units : 1; }
 };
 
 // Pooled gradients, with maxima the positions they belong to; weights over divisors of a unit by

@@ -93,9 +93,16 @@ struct Problem {
   MaskSets masks;
   const T* tokens;             // the first one of the map; its channels are contiguous
   std::int64_t sample_stride;  // in values
-  int row_stride;              // likewise
+  int row_bytes;               // from one row to the next, at most 2^31 - 1
   int batch, channels, prefix;
 };
+
+// The same place some rows further on: one multiply-add, for which a row's bytes are an int.
+template <typename T>
+GSALIGN_DEVICE const T* row_after(const T* place, int rows, int row_bytes) {
+  return reinterpret_cast<const T*>(
+      reinterpret_cast<const char*>(place) + static_cast<std::int64_t>(rows) * row_bytes);
+}
 
 // kVector channels of kRows rows, as stored.
 template <typename T, int kVector>
@@ -104,17 +111,16 @@ struct Block {
 
   // Rows from `rows_left` on do not exist and are zero. Where there is none at all nothing is done:
   // nobody asks for such a block.
-  GSALIGN_DEVICE void read(const T* source, int row_stride, int rows_left) {
+  GSALIGN_DEVICE void read(const T* source, int row_bytes, int rows_left) {
     if (rows_left >= kRows) {
       GSALIGN_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        rows[r] = load_packed<T, kVector>(source + static_cast<std::int64_t>(row_stride) * r);
+        rows[r] = load_packed<T, kVector>(row_after(source, r, row_bytes));
       }
     } else if (rows_left > 0) {
       GSALIGN_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        rows[r] = load_packed<T, kVector>(
-            source + static_cast<std::int64_t>(row_stride) * r, r < rows_left);
+        rows[r] = load_packed<T, kVector>(row_after(source, r, row_bytes), r < rows_left);
       }
     }
   }

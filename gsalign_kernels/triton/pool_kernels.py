@@ -68,7 +68,9 @@ def accumulate(result, products, AXIS: tl.constexpr, FIRST: tl.constexpr, END: t
 
 
 @triton.jit
-def load_masks(masks, first, position, inside, positions, CHANNELS: tl.constexpr, BLOCK_P: tl.constexpr):
+def load_masks(
+    masks, first, position, inside, positions, CHANNELS: tl.constexpr, BLOCK_P: tl.constexpr
+):
     """Channels ``first``, ... of one sample's masks at ``position [i, j]``, and where they exist.
 
     What does not exist is minus infinity, so that a softmax gives it nothing.
@@ -478,9 +480,7 @@ def backward_kernel(
             mean = tl.sum(weights * gradient, axis=0)[None, :, :]
             gradient = activation_gradient(gradient, weights, mean, ACTIVATION)
         at = sample * CHANNELS * positions + channel * positions + position[None, :, :]
-        tl.store(
-            grad_weights + at, gradient, mask=(channel < CHANNELS) & inside[None, :, :]
-        )
+        tl.store(grad_weights + at, gradient, mask=(channel < CHANNELS) & inside[None, :, :])
 
     scaled = scaled_weights(
         masks, totals + sample * parts, 0, position, inside, positions, eps, largest, total,
@@ -511,9 +511,7 @@ def backward_kernel(
             else:
                 result = accumulate(result, products, 0, BACKGROUND, CHANNELS)
         target = grad_tokens + head + start + offset
-        tl.store(
-            target, result[None].to(grad_tokens.dtype.element_ty), mask=in_map & in_row
-        )
+        tl.store(target, result[None].to(grad_tokens.dtype.element_ty), mask=in_map & in_row)
 
 
 @triton.jit

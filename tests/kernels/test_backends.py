@@ -82,7 +82,9 @@ def test_missing_library_falls_back_and_says_why(monkeypatch):
     assert report.automatic["warp_tokens"] == "reference"
 
 
-@pytest.mark.parametrize("operator", ["warp_tokens", "warp_image", "masked_prototype_loss"])
+@pytest.mark.parametrize(
+    "operator", ["warp_tokens", "warp_image", "masked_part_pool", "masked_prototype_loss"]
+)
 def test_float64_is_left_to_who_takes_it(operator, monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(native, "cuda_reason", None)

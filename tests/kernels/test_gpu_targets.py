@@ -31,6 +31,13 @@ CUDA_KERNELS = {
         "warp_image_spline_kernel": 6,
         "tps_sum_partials_kernel": 1,
     },
+    "pool": {
+        # Three types; vectors with 1, 4, 6, 8 parts at once, single values, maxima of both. Forward
+        # also 8 parts of both and maxima of both where not all weights are held.
+        "pool_forward_kernel": 33,
+        "pool_backward_kernel": 21,
+        "pool_finish_kernel": 1,
+    },
     "tps": {
         "tps_solve_kernel": 4,  # staged, in place
         "tps_solve_backward_kernel": 4,
@@ -123,6 +130,23 @@ def test_image_warp_leaves_room_for_blocks(cuda_kernels):
     for kernel in cuda_kernels("warp_image"):
         name = re.search(r"(forward|boxes|gradient|spline|sum)_", kernel.name)[1]
         assert kernel.blocks(256) >= wanted[name], kernel
+
+
+def test_pooling_leaves_room_for_blocks(cuda_kernels):
+    """``pool_plan.h`` tells the compiler how many of how many threads; finishing has 4 of 256."""
+    plan = (CSRC / "pool" / "pool_plan.h").read_text()
+    forward, backward = (
+        int(re.search(rf"k{name}Blocks = (\d+);", plan)[1]) for name in ("Forward", "Backward")
+    )
+    for kernel in cuda_kernels("pool"):
+        name = re.search(r"pool_(forward|backward|finish)_", kernel.name)[1]
+        half = "Half" in kernel.name or "BFloat16" in kernel.name
+        blocks, threads = {
+            "forward": (forward, 128 if half else 256),
+            "backward": (backward, 128),
+            "finish": (4, 256),
+        }[name]
+        assert kernel.blocks(threads) >= blocks, kernel
 
 
 def test_splines_leave_room_for_blocks(cuda_kernels):

@@ -169,6 +169,10 @@ inline void barrier() {
 }
 
 inline void forget_memory() {}
+template <typename V>
+V afresh(V value) {
+  return value;
+}
 
 inline float shuffle_xor(float value, int mask) {
   return host::bits_as<float>(

@@ -67,9 +67,10 @@ void run_case(std::FILE* cases, std::FILE* results, const Header& h) {
   problem.masks.mode = static_cast<Mode>(h.mode);
   problem.masks.activation = static_cast<Activation>(h.activation);
   problem.masks.eps = eps;
-  problem.row_stride = h.channels + h.gap;
-  problem.sample_stride = static_cast<std::int64_t>(rows) * problem.row_stride;
-  problem.tokens = tokens.data() + static_cast<std::int64_t>(h.prefix) * problem.row_stride;
+  const std::int64_t row_stride = h.channels + h.gap;
+  problem.row_bytes = static_cast<int>(row_stride * sizeof(T));
+  problem.sample_stride = static_cast<std::int64_t>(rows) * row_stride;
+  problem.tokens = tokens.data() + h.prefix * row_stride;
   problem.batch = h.batch;
   problem.channels = h.channels;
   problem.prefix = h.prefix;

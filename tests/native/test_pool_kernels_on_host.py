@@ -67,7 +67,8 @@ class Case:
         if self.values == "ties":  # the first of equal ones counts
             masks, tokens = torch.ones_like(masks), torch.ones_like(tokens)
         if self.values == "extreme":
-            masks = 60.0 * masks
+            masks = 10.0 * masks
+            masks[..., 0, :2] = 300.0
             masks[..., 1, :] = -math.inf
             seen = 0 * seen  # where several weights round to 1, types differ on the first
         tokens, upstream = (t.to(self.dtype).float() for t in (tokens, upstream))
@@ -83,7 +84,7 @@ CASES = (
     Case("eight parts, halves", torch.float16, parts=8, channels=264, gap=8, positions=18),
     Case("nine parts", parts=9, background=True, activation="softmax", channels=36),
     Case("33 parts, halves", torch.bfloat16, parts=33, channels=264, mode="mean", batch=1),
-    Case("columns by tiles", parts=40, channels=260, activation="softmax", batch=1, repeats=2),
+    Case("columns by tiles", parts=40, channels=260, activation="softmax", batch=1),
     Case("single values", parts=5, channels=7, gap=3, activation="sigmoid", background=True),
     Case("single values, halves", torch.float16, parts=2, channels=33, prefix=2),
     Case("single values, 20 parts", torch.bfloat16, parts=20, channels=5, visibility="binary"),
@@ -97,15 +98,15 @@ CASES = (
     Case("maxima, shared", mode="max", parts=2, shared=True, channels=9, activation="sigmoid"),
     Case("ties", values="ties", visibility="continuous", parts=2),
     Case("ties of maxima", values="ties", mode="max", positions=40),
-    Case("extreme logits", values="extreme", activation="softmax", positions=12),
+    Case("extreme logits", values="extreme", activation="softmax", positions=40),
     Case("extreme sigmoids", values="extreme", activation="sigmoid", mode="mean"),
     Case("binary", visibility="binary", background=True, parts=4, positions=40),
     Case("binary, softmax", visibility="binary", activation="softmax", shared=True, mode="mean"),
     Case("clamped totals", eps=8.0, positions=10, parts=4),
     Case("many positions", positions=530, parts=2, channels=8, batch=1),
     Case("more positions", torch.float16, positions=1030, channels=8, batch=1, parts=1),
-    Case("stretches", positions=1100, parts=9, channels=4, batch=1, activation="softmax"),
-    Case("stretches of maxima", positions=2100, channels=4, batch=1, parts=5, mode="max"),
+    Case("stretches", positions=520, parts=9, channels=4, batch=1, activation="softmax"),
+    Case("stretches of maxima", positions=520, channels=4, batch=1, parts=13, mode="max"),
     Case("wide tile", parts=4, channels=260, multiprocessors=1, batch=3, positions=33),
     Case("no samples", batch=0),
     Case("no samples, shared", batch=0, shared=True, activation="softmax"),
@@ -272,7 +273,7 @@ def test_cases_reach_every_path(results: dict[str, Result]) -> None:
     assert backward["33 parts, halves"][2] == 40
 
 
-SMALL = Case("small", channels=16, batch=1, positions=20, parts=9, prefix=0)
+SMALL = Case("small", channels=64, batch=1, positions=20, parts=9, prefix=0)
 
 
 # Barrier calls of SMALL, left out one at a time. Forward: after the weights are made, after the
@@ -297,7 +298,7 @@ def test_thread_sanitizer_finds_a_missing_barrier(
 @pytest.mark.parametrize(
     ("case", "launch", "barrier"),
     [
-        (replace(SMALL, positions=1100, channels=4), 0, 1),
+        (replace(SMALL, positions=520, channels=32), 0, 1),
         (replace(SMALL, shared=True, batch=3), 2, 0),
         (replace(SMALL, shared=True, batch=3), 2, 1),
         (replace(SMALL, parts=40, channels=260), 1, 1),
