@@ -49,21 +49,29 @@ NOWHERE = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
+def pick(tile, index: tl.constexpr, AXIS: tl.constexpr):
+    """A float32 tile at one index of an axis; free where threads hold the whole axis.
+
+    For there the compiler makes the comparison, and drops the sum with zeros, which it may do among
+    integers only; hence the bits.
+    """
+    at = tl.arange(0, tile.shape[AXIS])
+    for axis in tl.static_range(len(tile.shape)):
+        if axis != AXIS:
+            at = tl.expand_dims(at, axis)
+    bits = tl.where(at == index, tile.to(tl.int32, bitcast=True), 0)
+    return tl.sum(bits, axis=AXIS).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def accumulate(result, products, AXIS: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr):
     """``result`` plus ``products`` at ``FIRST`` to ``END`` of an axis, added in order.
 
     For an axis that threads hold as a whole, which makes it multiply-adds and nothing else:
-    ``tl.sum`` adds pairs first, and takes half as many instructions again. Indices are compared by
-    the compiler there. Bits are added, as it may leave out a 0 among integers only.
+    ``tl.sum`` adds pairs first, and takes half as many instructions again.
     """
-    at = tl.arange(0, products.shape[AXIS])
-    for axis in tl.static_range(len(products.shape)):
-        if axis != AXIS:
-            at = tl.expand_dims(at, axis)
-    bits = products.to(tl.int32, bitcast=True)
     for index in tl.static_range(FIRST, END):
-        term = tl.sum(tl.where(at == index, bits, 0), axis=AXIS)
-        result += term.to(tl.float32, bitcast=True)
+        result += pick(products, index, AXIS)
     return result
 
 
@@ -139,8 +147,8 @@ def divisors(totals, positions, eps, MODE: tl.constexpr):
 
 @triton.jit
 def takes_over(value, largest):
-    """Whether a value replaces the largest before it: of equal ones the first stays, NaN wins."""
-    return (value > largest) | ((value != value) & (largest == largest))
+    """Whether a value replaces the largest so far, as ``takes_over()`` in ``csrc/pool/pool.h``."""
+    return (value > largest) | (value != value)
 
 
 @triton.jit
@@ -311,15 +319,15 @@ def forward_kernel(
                     masks, first, position, inside, positions, largest, total,
                     CHANNELS, ACTIVATION, BLOCK_P,
                 )  # fmt: skip
+                products = weights[:, :, :, None] * values
                 if MODE == MAX:
-                    # There is one round only.
-                    row = start + tl.arange(0, ROWS)[None, :, None]
-                    products = tl.sum(weights[:, :, :, None] * values, axis=1)
-                    better = (row < positions) & takes_over(products, result)
-                    result = tl.where(better, products, result)
-                    winner = tl.where(better, row, winner)
+                    for index in tl.static_range(ROUNDS):
+                        row = start + (index * ROWS + tl.arange(0, ROWS))[None, :, None]
+                        product = pick(products, index, 1)
+                        better = (row < positions) & takes_over(product, result)
+                        result = tl.where(better, product, result)
+                        winner = tl.where(better, row, winner)
                 else:
-                    products = weights[:, :, :, None] * values
                     result = accumulate(result, products, 1, 0, ROUNDS)
                     sums += weights
             channel = first + tl.arange(0, BLOCK_P)[:, None, None]
