@@ -38,23 +38,23 @@ def _vector(tokens: Tensor) -> int:
     return 16 // tokens.element_size() if tokens.shape[2] % 16 == 0 else 1
 
 
-def _rounds(positions: int, rows: int) -> int:
-    return power_of_two(ceil_div(positions, rows), 1, 4)
+def _rounds(positions: int, rows: int, most: int = 4) -> int:
+    return power_of_two(ceil_div(positions, rows), 1, most)
 
 
 def forward_blocks(tokens: Tensor, positions: int, mask_channels: int, mode: int) -> dict[str, int]:
     """Sizes of a program's tile, by the vectors that 128 threads hold: 16 along a row and 8 rows.
 
     Then up to 4 rounds of such rows. Where there are no vectors a thread has 4 values, 32 apart.
-    Sums take a register per part and value, maxima two, so that of vectors of 8 there is room for
-    half as many.
+    Sums take a register per part and value, maxima two: there is room for half as many rounds, and
+    with vectors of 8 for half as many parts.
     """
     values = max(_vector(tokens), 4)
     block_c = power_of_two(tokens.shape[2], 16, 16 * values)
     rows = min(_THREADS * values // block_c, 8)
     return {
         "BLOCK_P": power_of_two(mask_channels, 1, 4 if mode == _MAX and values > 4 else 8),
-        "ROUNDS": _rounds(positions, rows),
+        "ROUNDS": _rounds(positions, rows, 2 if mode == _MAX else 4),
         "ROWS": rows,
         "BLOCK_C": block_c,
         "SPAN": power_of_two(positions, 16, 128),
