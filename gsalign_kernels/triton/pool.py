@@ -33,30 +33,28 @@ def _kernels() -> Any:
     return importlib.import_module("gsalign_kernels.triton.pool_kernels")
 
 
-def _vector(tokens: Tensor, mode: int) -> int:
-    """Values that a thread reads at once: 16 bytes of a row's, or of its int32 winners.
-
-    One where 16 does not divide the row.
-    """
-    if tokens.shape[2] % 16 != 0:
-        return 1
-    return 4 if mode == _MAX else 16 // tokens.element_size()
+def _vector(tokens: Tensor) -> int:
+    """Values of a row in 16 bytes; 1 where 16 does not divide the row."""
+    return 16 // tokens.element_size() if tokens.shape[2] % 16 == 0 else 1
 
 
-def _rounds(positions: int, rows: int) -> int:
-    return power_of_two(ceil_div(positions, rows), 1, 4)
+def _rounds(positions: int, rows: int, most: int = 4) -> int:
+    return power_of_two(ceil_div(positions, rows), 1, most)
 
 
 def forward_blocks(tokens: Tensor, positions: int, mask_channels: int, mode: int) -> dict[str, int]:
     """Sizes of a program's tile, by the vectors that 128 threads hold: 16 along a row and 8 rows.
 
-    Then up to 4 rounds of such rows. Maxima, which are two results, have one round.
+    Then up to 4 rounds of such rows. Where there are no vectors a thread has 4 values, 32 apart.
+    Sums take a register per part and value, maxima two: there is room for half as many rounds, and
+    with vectors of 8 for half as many parts.
     """
-    block_c = power_of_two(tokens.shape[2], 16, 16 * max(_vector(tokens, mode), 2))
-    rows = power_of_two(_THREADS * _vector(tokens, mode) // block_c, 1, 8)
+    values = max(_vector(tokens), 4)
+    block_c = power_of_two(tokens.shape[2], 16, 16 * values)
+    rows = min(_THREADS * values // block_c, 8)
     return {
-        "BLOCK_P": power_of_two(mask_channels, 1, 8),
-        "ROUNDS": 1 if mode == _MAX else _rounds(positions, rows),
+        "BLOCK_P": power_of_two(mask_channels, 1, 4 if mode == _MAX and values > 4 else 8),
+        "ROUNDS": _rounds(positions, rows, 2 if mode == _MAX else 4),
         "ROWS": rows,
         "BLOCK_C": block_c,
         "SPAN": power_of_two(positions, 16, 128),
@@ -66,8 +64,11 @@ def forward_blocks(tokens: Tensor, positions: int, mask_channels: int, mode: int
 def backward_blocks(
     tokens: Tensor, positions: int, mask_channels: int, mode: int
 ) -> dict[str, int]:
-    """The same for the backward pass: 32 lanes along a row, where it is long enough."""
-    vector = _vector(tokens, mode)
+    """The same for the backward pass: 32 lanes along a row, where it is long enough.
+
+    Winners come with the gradients of maxima, four in 16 bytes.
+    """
+    vector = min(_vector(tokens), 4) if mode == _MAX else _vector(tokens)
     lanes = power_of_two(ceil_div(tokens.shape[2], vector), 4, 32)
     rows = _THREADS // lanes
     return {

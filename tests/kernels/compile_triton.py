@@ -153,7 +153,8 @@ RUNS = [
     (run_pool, torch.float16, 4, 8, 128, 768, False, 2, 2, False, 0),
     (run_pool, torch.float32, 4, 8, 128, 768, False, 2, 0, False, 0),
     (run_pool, torch.float32, 4, 33, 128, 768, True, 0, 1, False, 1),
-    (run_pool, torch.float16, 2, 4, 19, 50, False, 1, 0, False, 0),
+    (run_pool, torch.float16, 2, 8, 19, 50, False, 1, 0, False, 0),
+    (run_pool, torch.float32, 2, 8, 128, 769, True, 2, 2, False, 0),
     # Batch, channels.
     (run_prototype, torch.float32, 128, 768),
     (run_prototype, torch.float32, 5, 1),

@@ -62,7 +62,7 @@ def test_wide_choice_that_nothing_can_serve_fails_at_once(choice):
 
 def test_wide_choice_leaves_operators_without_it_to_auto(monkeypatch):
     monkeypatch.setattr(backends, "_context", "triton")
-    assert backends.select("masked_part_pool", CPU, None) == "cpp"
+    assert backends.select("part_distance", CPU, None) == "cpp"
 
 
 @pytest.mark.parametrize("choice", ["fast", "", "CPP"])
