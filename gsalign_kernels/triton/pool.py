@@ -218,8 +218,9 @@ def masked_part_pool_backward(
     check_like("peaks", peaks, (batch, parts), where)
     check_like("winners", winners, (batch, parts, channels) if mode == _MAX else (0,), where)
     arguments = (grad_pooled, grad_visibility, tokens, masks, totals, peaks, winners)
-    arguments = tuple(argument.contiguous() for argument in arguments)
-    grad_pooled, grad_visibility, tokens, masks, totals, peaks, winners = arguments
+    grad_pooled, grad_visibility, tokens, masks, totals, peaks, winners = (
+        argument.contiguous() for argument in arguments
+    )
     grad_tokens, grad_masks = empty_output(tokens), torch.empty_like(masks)
     if batch * parts * positions == 0:
         return grad_tokens.zero_().to(tokens.dtype), grad_masks.zero_()
