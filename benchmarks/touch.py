@@ -18,7 +18,7 @@ from benchmarks.case import BOTH, FORWARD, Choice
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; raises where a result is wrong."""
+    """Runs the command line; 1 when a result is wrong or nothing ran."""
     line = argparse.ArgumentParser(prog="python -m benchmarks.touch", description=__doc__)
     line.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     line.add_argument("--only", nargs="+", metavar="OP", help="operators")
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = line.parse_args(arguments)
     quick = not options.measured_sizes
     choice = Choice(torch.device(options.device), quick=quick, compile=False)
-    touched = 0
+    touched = wrong = 0
     for family in (bench_warp, bench_tps, bench_pool, bench_prototype, bench_distance):
         for case in family.cases(choice):
             if options.only and case.op not in options.only:
@@ -44,12 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 chosen = BOTH if case.leaves else FORWARD
                 leaves = check.prepared(tensors, case, chosen)
                 actual = check.timed_call(provider.run, case, chosen, leaves, grads)()
-                error = check.worst_error(name, actual, expected, check.tolerance_of(case))
-                print(f"{name}: {error:.1e}", flush=True)
                 touched += 1
+                try:
+                    error = check.worst_error(name, actual, expected, check.tolerance_of(case))
+                except check.WrongResultError as problem:
+                    wrong += 1
+                    print(f"WRONG: {problem}", flush=True)
+                else:
+                    print(f"{name}: {error:.1e}", flush=True)
     if touched == 0:
         print(f"no fused implementation runs on {choice.device}", file=sys.stderr)
-    return 0 if touched else 1
+    return 1 if wrong or not touched else 0
 
 
 if __name__ == "__main__":
