@@ -217,9 +217,9 @@ def masked_part_pool_backward(
     where = torch.empty(0, dtype=torch.int32, device=tokens.device)
     check_like("peaks", peaks, (batch, parts), where)
     check_like("winners", winners, (batch, parts, channels) if mode == _MAX else (0,), where)
-    arguments = (grad_pooled, grad_visibility, tokens, masks, totals, peaks, winners)
     grad_pooled, grad_visibility, tokens, masks, totals, peaks, winners = (
-        argument.contiguous() for argument in arguments
+        t.contiguous()
+        for t in (grad_pooled, grad_visibility, tokens, masks, totals, peaks, winners)
     )
     grad_tokens, grad_masks = empty_output(tokens), torch.empty_like(masks)
     if batch * parts * positions == 0:
@@ -240,7 +240,13 @@ def masked_part_pool_backward(
     }
     with device_of(tokens):
         _kernels().backward_kernel[checked_grid("masked_part_pool", batch * blocks)](
-            *arguments,
+            grad_pooled,
+            grad_visibility,
+            tokens,
+            masks,
+            totals,
+            peaks,
+            winners,
             grad_tokens,
             grad_weights,
             slopes,
