@@ -226,15 +226,15 @@ struct Rows {
   }
 };
 
-// Pooled gradients of the columns from `first_column` on; zero for the parts that fill up.
-template <typename T, int kVector, bool kMaxima>
+// Pooled gradients of the columns from `first_column` on; zero for the parts that fill up. kAhead
+// of them are asked for together, before any is stored.
+template <int kAhead, typename T, int kVector, bool kMaxima>
 GSALIGN_DEVICE void stage_gradients(
     const Stage& stage, const Gradients<T>& gradients, const Problem<T>& problem,
     const BackwardPlan& plan, int first_column, int columns) {
   const int sample = afresh(block_index()) / plan.blocks();
   const int parts = problem.masks.parts;
   const int count = plan.padded_parts * columns;
-  constexpr int kAhead = 4;  // asked for together, before any is stored
   for (int start = thread_index(); start < count; start += kAhead * block_size()) {
     Packed<T, kVector> packed[kAhead];
     int part[kAhead], column[kAhead];
@@ -388,7 +388,7 @@ pool_backward_kernel(Problem<T> problem, BackwardPlan plan, Gradients<T> gradien
       rows.read(next, lane);
       barrier();  // the pooled gradients are used up
     }
-    stage_gradients<T, kVector, kMaxima>(
+    stage_gradients<(kParts < 8 ? 4 : 2), T, kVector, kMaxima>(
         stage, gradients, problem, plan, first_column, rows.columns);
     barrier();
     rows.template round<true>(0, next, again);

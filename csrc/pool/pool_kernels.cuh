@@ -22,9 +22,9 @@
 // are made, and keeps the sums of kParts parts in registers (48 for bfloat16 at P 6). Eight groups
 // of threads share the rows, and add their sums in shared memory in the order of the groups, so the
 // order of a sum does not depend on how wide the tiles are, which does depend on the batch. 384
-// blocks (three per multiprocessor) make 47 KB under way. The first tile's block also writes
-// visibilities, totals and peaks. More parts than kParts take another round over the tile, whose
-// tokens the caches still hold.
+// blocks (three per multiprocessor) make 47 KB under way, twice that in float32. The first tile's
+// block also writes visibilities, totals and peaks. More parts than kParts take further rounds over
+// the tile, whose tokens the caches still hold.
 //
 // Backward. grad x[n] = sum_p w[p, n] g[p] / d[p] and the dot products x[n] g[p], of which come the
 // masks' gradients, are sums over parts and over channels. So rows are split, not channels: a warp

@@ -33,7 +33,7 @@ CUDA_KERNELS = {
     },
     "pool": {
         # Three types; vectors with 1, 4, 6, 8 parts at once, single values, maxima of both. Forward
-        # also 8 parts of both and maxima of both where not all weights are held.
+        # also 8 parts of both and maxima of both where one round over the tokens is not enough.
         "pool_forward_kernel": 33,
         "pool_backward_kernel": 21,
         "pool_finish_kernel": 1,
@@ -135,18 +135,24 @@ def test_image_warp_leaves_room_for_blocks(cuda_kernels):
 def test_pooling_leaves_room_for_blocks(cuda_kernels):
     """``pool_plan.h`` tells the compiler how many of how many threads; finishing has 4 of 256."""
     plan = (CSRC / "pool" / "pool_plan.h").read_text()
-    forward, backward = (
-        int(re.search(rf"k{name}Blocks = (\d+);", plan)[1]) for name in ("Forward", "Backward")
-    )
+
+    def blocks(name: str) -> int:
+        return int(re.search(rf"k{name} = (\d+);", plan)[1])
+
     for kernel in cuda_kernels("pool"):
-        name = re.search(r"pool_(forward|backward|finish)_", kernel.name)[1]
-        half = "Half" in kernel.name or "BFloat16" in kernel.name
-        blocks, threads = {
-            "forward": (forward, 128 if half else 256),
-            "backward": (backward, 128),
-            "finish": (4, 256),
-        }[name]
-        assert kernel.blocks(threads) >= blocks, kernel
+        name, maxima, once = re.search(
+            r"pool_(forward|backward|finish)_kernel(?:.*?ELb(\d)(?:ELb(\d))?E)?", kernel.name
+        ).groups()
+        if name == "finish":
+            wanted, threads = 4, 256
+        elif name == "backward":
+            wanted = blocks("BackwardBlocksOfMaxima" if maxima == "1" else "BackwardBlocks")
+            threads = 128
+        else:
+            hot = maxima == "0" and once == "1"
+            wanted = blocks("ForwardBlocks" if hot else "ForwardBlocksOfRest")
+            threads = 128 if "Half" in kernel.name or "BFloat16" in kernel.name else 256
+        assert kernel.blocks(threads) >= wanted, kernel
 
 
 def test_splines_leave_room_for_blocks(cuda_kernels):

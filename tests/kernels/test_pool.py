@@ -88,6 +88,12 @@ def run(implementation, tokens, masks, upstream, seen, **options):
     return *results, *grads
 
 
+def takes(implementation, dtype):
+    """Whether an implementation takes tokens of this type."""
+    device = device_of(implementation)
+    return not backends.reason_against("masked_part_pool", implementation, device, dtype)
+
+
 def assert_all_close(actual, expected, dtype):
     for name, ours, theirs in zip(NAMES, actual, expected, strict=True):
         kind = dtype if name in ("pooled", "d tokens") else dtype_of_masks(dtype)
@@ -345,9 +351,10 @@ def test_an_invisible_part_gives_zeros_and_no_division_by_zero(implementation):
 @pytest.mark.parametrize("implementation", fused("masked_part_pool"))
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_eps_on_both_sides_of_the_sums(implementation, activation):
+    dtype = torch.float64 if takes(implementation, torch.float64) else torch.float32
     arguments = inputs(
         (3, 4, 20, 9, 0),
-        dtype=torch.float32,
+        dtype=dtype,
         activation=activation,
         device=device_of(implementation),
     )
@@ -360,7 +367,7 @@ def test_eps_on_both_sides_of_the_sums(implementation, activation):
     eps = float(sums[5:7].mean())  # half of the twelve sums lie below
     options = {"activation": activation, "eps": eps}
     actual = run(implementation, *arguments, **options)
-    assert_all_close(actual, in_reference(arguments, **options), torch.float32)
+    assert_all_close(actual, in_reference(arguments, **options), dtype)
 
 
 @pytest.mark.parametrize("implementation", ALL)
@@ -538,6 +545,49 @@ def test_gradcheck(implementation, mode, activation):
             ),
             (tokens.requires_grad_(), masks.requires_grad_()),
         )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
+def test_the_bare_operators_on_cuda():
+    """They check their arguments, follow no position out of range, and say what is too much."""
+    arguments, upstream, seen = bare_arguments(mode=2)
+    arguments = [a.cuda() if isinstance(a, Tensor) else a for a in arguments]
+    kept = torch.ops.gsalign.masked_part_pool.default(*arguments)
+    backward = torch.ops.gsalign.masked_part_pool_backward.default
+    given = [upstream.cuda(), seen.cuda(), *arguments[:2], *kept[2:]]
+    settings = backward_settings(arguments)
+    backward(*given, *settings)
+    for position in range(7):
+        for wrong in (given[position][:1], given[position].short(), given[position].cpu()):
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                backward(*given[:position], wrong, *given[position + 1 :], *settings)
+    for wild in (-1, 6, 2**31 - 1, -(2**31)):
+        positions = (torch.full_like(t, wild) for t in given[5:])
+        assert not any(grad.any() for grad in backward(*given[:5], *positions, *settings))
+    with pytest.raises(RuntimeError, match="at most 512 parts"):
+        torch.ops.gsalign.masked_part_pool.default(
+            arguments[0], torch.zeros(513, 6, device="cuda"), *arguments[2:]
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
+@pytest.mark.parametrize("mode", MODES)
+def test_many_parts_and_positions_on_cuda(mode):
+    """More parts than are accumulated at once, and more weights than a block's table holds."""
+    for size in (
+        (2, 32, 128, 768, 1),
+        (1, 17, 700, 136, 0),
+        (2, 3, 4100, 24, 1),
+        (1, 500, 40, 9, 0),
+    ):
+        for dtype in (torch.float32, torch.bfloat16):
+            arguments = inputs(size, dtype=dtype, activation="softmax", device="cuda")
+            options = {"prefix": size[-1], "mode": mode, "activation": "softmax"}
+            with poisoned_memory():
+                actual = run("cuda", *arguments, **options)
+            assert_all_close(actual, in_reference(arguments, **options), dtype)
 
 
 @pytest.mark.parametrize("implementation", fused("masked_part_pool"))

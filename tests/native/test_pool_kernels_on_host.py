@@ -1,4 +1,4 @@
-"""The CUDA kernels of masked part pooling, run with host threads, also under the sanitizers."""
+"""The CUDA kernels of masked part pooling, run with host threads, plain and with sanitizers."""
 
 from __future__ import annotations
 
