@@ -89,6 +89,11 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
+def headers() -> list[str]:
+    """What the sources include: a change of one is a change of every module."""
+    return sources("*/*.h", "*/*.cuh", "*/*.inl")
+
+
 def plan_cxx() -> Module:
     """Whether C++ can be compiled, and with what."""
     if os.environ.get("GSALIGN_BUILD_NATIVE", "1") == "0":
@@ -192,6 +197,7 @@ def plan():
             cpp_extension.CppExtension(
                 "gsalign_kernels._cpu",
                 sources("register.cpp", "*/*_cpu.cpp"),
+                depends=headers(),
                 extra_compile_args={"cxx": CXX_FLAGS},
                 py_limited_api=True,
             )
@@ -202,6 +208,7 @@ def plan():
             cpp_extension.CUDAExtension(
                 "gsalign_kernels._cuda",
                 sources("*/*_cuda.cu"),
+                depends=headers(),
                 extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
                 py_limited_api=True,
             )
@@ -220,6 +227,7 @@ def plan():
             Extension(
                 "gsalign_kernels._bindings",
                 sources("bindings.cpp", "ranking/ranking.cpp"),
+                depends=headers(),
                 include_dirs=includes,
                 # A C string literal that holds the report, which the module gives back.
                 define_macros=[("GSALIGN_BUILD_REPORT_JSON", json.dumps(json.dumps(report)))],

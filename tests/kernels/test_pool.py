@@ -50,9 +50,14 @@ def interpreted(implementation: str) -> bool:
     return implementation == "triton" and launch.interpreted()
 
 
-def skip_unless_served(implementation: str, dtype: torch.dtype) -> None:
+def takes(implementation, dtype):
+    """Whether an implementation takes tokens of this type."""
     device = device_of(implementation)
-    if backends.reason_against("masked_part_pool", implementation, device, dtype) is not None:
+    return not backends.reason_against("masked_part_pool", implementation, device, dtype)
+
+
+def skip_unless_served(implementation: str, dtype: torch.dtype) -> None:
+    if not takes(implementation, dtype):
         pytest.skip("float64 is left to cpp and the reference")
 
 
@@ -86,12 +91,6 @@ def run(implementation, tokens, masks, upstream, seen, **options):
     count = 1 + results[1].requires_grad  # binary visibilities have no gradient
     grads = torch.autograd.grad(results[:count], (tokens, masks), (upstream, seen)[:count])
     return *results, *grads
-
-
-def takes(implementation, dtype):
-    """Whether an implementation takes tokens of this type."""
-    device = device_of(implementation)
-    return not backends.reason_against("masked_part_pool", implementation, device, dtype)
 
 
 def assert_all_close(actual, expected, dtype):
