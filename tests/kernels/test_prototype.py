@@ -57,11 +57,11 @@ def in_reference(features, masks, labels, **options):
     return run("reference", in_float64(features), in_float64(masks), labels.cpu(), **options)
 
 
-def assert_all_close(actual, expected, dtype):
+def assert_all_close(actual, expected, dtype, *, slack=1.0):
     losses = torch.float64 if dtype == torch.float64 else torch.float32
     for name, ours, theirs in zip(NAMES, actual, expected, strict=True):
         kind = dtype if name.startswith("d ") else losses
-        assert_close_to_reference(ours, theirs, kind, name=name)
+        assert_close_to_reference(ours, theirs, kind, name=name, slack=slack)
 
 
 @pytest.mark.parametrize("implementation", fused("masked_prototype_loss"))
@@ -75,7 +75,10 @@ def test_agrees_with_the_reference(implementation, dtype, size):
     weights = (1.3 * size[0] * size[1], 0.7 * size[0] * size[1])
     with poisoned_memory():
         actual = run(implementation, *arguments, weights=weights)
-    assert_all_close(actual, in_reference(*arguments, weights=weights), dtype)
+    # Of a sample alone in its class the gradient is what is left of terms some ten times as large:
+    # 1.2e-6 off in the norm was seen with eight draws.
+    slack = 4.0 if size[0] == 1 else 1.0
+    assert_all_close(actual, in_reference(*arguments, weights=weights), dtype, slack=slack)
 
 
 @pytest.mark.parametrize("implementation", fused("masked_prototype_loss"))
