@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 
 import torch
@@ -32,23 +34,49 @@ CHOICES = ("auto", *IMPLEMENTATIONS)
 AUTOMATIC_ORDER = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
 """What ``auto`` tries, by device type. On other devices only the reference can run."""
 
+
+def triton_version() -> tuple[int, int]:
+    """Major and minor version of the installed Triton; (0, 0) where there is none."""
+    for name in ("triton", "pytorch-triton"):
+        try:
+            found = re.match(r"(\d+)\.(\d+)", metadata.version(name))
+        except metadata.PackageNotFoundError:
+            continue
+        if found:
+            return int(found[1]), int(found[2])
+    return 0, 0
+
+
 _TRITON_INSTALLED = find_spec("triton") is not None
+_TRITON_VERSION = triton_version()
 _TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 _fused: dict[str, tuple[str, ...]] = {}
 _without_float64: dict[str, tuple[str, ...]] = {}
+_only_by_name: dict[str, tuple[str, ...]] = {}
+_least_triton: dict[str, tuple[int, int]] = {}
 
 
-def declare(operator: str, *fused: str, without_float64: tuple[str, ...] = ()) -> None:
+def declare(
+    operator: str,
+    *fused: str,
+    without_float64: tuple[str, ...] = (),
+    only_by_name: tuple[str, ...] = (),
+    least_triton: tuple[int, int] = (0, 0),
+) -> None:
     """Say which implementations beside the reference an operator has in this version.
 
     Args:
         operator: public operator name.
         fused: its implementations.
         without_float64: those of them that take no float64 features.
+        only_by_name: those of them that ``auto`` leaves alone.
+        least_triton: the oldest Triton whose compiler lays the operator's tiles out well.
     """
     _fused[operator] = fused
     _without_float64[operator] = without_float64
+    _only_by_name[operator] = only_by_name
+    _least_triton[operator] = least_triton
 
 
 def fused_implementations(operator: str) -> tuple[str, ...]:
@@ -102,6 +130,12 @@ def reason_against(
             f"triton runs on CUDA tensors, these are on {device_type} "
             "(set TRITON_INTERPRET=1 before importing to interpret its kernels on the CPU)"
         )
+    if device_type == "cuda" and _TRITON_VERSION < _least_triton[operator]:
+        found, least = (".".join(map(str, v)) for v in (_TRITON_VERSION, _least_triton[operator]))
+        return (
+            f"triton {found} compiles it to something far slower than the reference; "
+            f"install {least} or newer"
+        )
     return None
 
 
@@ -136,9 +170,13 @@ def select(
         choice = _context if _context is not None else _environment
         if choice not in ("auto", "reference") and choice not in _fused[operator]:
             choice = "auto"
+        if choice == "triton" and _TRITON_VERSION < _least_triton[operator]:
+            choice = "auto"
     device_type = device.type
     if choice == "auto":
         for name in AUTOMATIC_ORDER.get(device_type, ()):
+            if name in _only_by_name[operator]:
+                continue
             if reason_against(operator, name, device_type, dtype) is None:
                 return name
         return "reference"

@@ -82,6 +82,30 @@ def test_missing_library_falls_back_and_says_why(monkeypatch):
     assert report.automatic["warp_tokens"] == "reference"
 
 
+def test_what_an_old_triton_compiles_badly_is_not_served_by_it(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(native, "cuda_reason", "was not built")
+    monkeypatch.setattr(backends, "_TRITON_INSTALLED", True)
+    monkeypatch.setattr(backends, "_TRITON_VERSION", (3, 6))
+    with pytest.raises(kernels.KernelUnavailableError, match=r"triton 3\.6 .* install 3\.8"):
+        backends.select("masked_part_pool", cuda, "triton")
+    assert backends.select("warp_tokens", cuda, "triton") == "triton"
+    monkeypatch.setattr(backends, "_context", "triton")  # a wide choice leaves it to the others
+    assert backends.select("masked_part_pool", cuda, None) == "reference"
+    monkeypatch.setattr(backends, "_TRITON_VERSION", (3, 8))
+    assert backends.select("masked_part_pool", cuda, None) == "triton"
+
+
+def test_what_is_served_only_by_name_is_not_chosen_automatically(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(native, "cuda_reason", "was not built")
+    monkeypatch.setattr(backends, "_TRITON_INSTALLED", True)
+    monkeypatch.setattr(backends, "_TRITON_VERSION", (3, 8))
+    assert backends.select("masked_part_pool", cuda, None) == "reference"
+    assert backends.select("masked_prototype_loss", cuda, None) == "triton"
+    assert backends.select("masked_part_pool", cuda, "triton") == "triton"
+
+
 @pytest.mark.parametrize(
     "operator", ["warp_tokens", "warp_image", "masked_part_pool", "masked_prototype_loss"]
 )
