@@ -55,7 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
     from rich.console import Console
 
-    from benchmarks import bench_model, bench_pool, bench_prototype, bench_tps, bench_warp
+    from benchmarks import (
+        bench_distance,
+        bench_model,
+        bench_pool,
+        bench_prototype,
+        bench_tps,
+        bench_warp,
+    )
     from benchmarks.case import Choice
     from benchmarks.check import WrongResultError
     from benchmarks.measure import measure_case
@@ -63,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks.table import show
     from benchmarks.timing import Settings, own_stream
 
-    families = (bench_warp, bench_tps, bench_pool, bench_prototype)
+    families = (bench_warp, bench_tps, bench_pool, bench_prototype, bench_distance)
     known = [n for family in (*families, bench_model) for n in (family.FAMILY, *family.OPERATORS)]
     wanted = options.only or known
     unknown = [name for name in wanted if name not in known]

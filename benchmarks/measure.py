@@ -29,7 +29,7 @@ from benchmarks.timing import (
     interleave,
     percentile,
 )
-from benchmarks.yardstick import make_copy
+from benchmarks.yardstick import make_copies
 
 COPY = "copy"
 
@@ -99,11 +99,11 @@ def time_subjects(
     entries = list(subjects)
     rates: dict[str, int] = {}
     if moved is not None:
-        copy, copied, kind = make_copy(device, moved)
+        copies, copied, kind = make_copies(device, moved)
         first = subjects[0].row
-        note = f"{kind}, {copied / 1e6:.0f} MB moved"
+        note = f"{kind}, {copied / 1e6:.3g} MB moved"
         row = replace(first, implementation=COPY, error=None, peak_mib=None, note=note)
-        entries.append(Subject(row, [copy]))
+        entries.append(Subject(row, copies))
         rates = {subject.row.implementation: moved for subject in subjects} | {COPY: copied}
     samples = interleave(
         {entry.row.implementation: entry.calls for entry in entries}, clock_for(device), settings
@@ -174,7 +174,10 @@ def measure_case(case: Case, choice: Choice, settings: Settings) -> Iterator[Row
     Raises:
         WrongResultError: a provider's result is not that of the reference in float64.
         RuntimeError: one of our implementations says it can run and fails.
+
+    Either is raised last: what is at fault is not timed, the rows of the others come first.
     """
+    problem: Exception | None = None
     sets = _input_sets(case, choice)
     with torch.no_grad():
         outputs = case.reference(sets[0])
@@ -205,16 +208,23 @@ def measure_case(case: Case, choice: Choice, settings: Settings) -> Iterator[Row
                 ]
                 actual = calls[0]()
             except Exception as error:
-                if provider.ours:
-                    raise
                 failed.add(provider.name)
+                if provider.ours:
+                    problem = problem or error
+                    continue
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 yield _missing(case, provider, f"failed: {lines[0][:200]}")
                 continue
             label = f"{case.op} {case.shape} {pass_name}: {provider.name}"
             limit = check.tolerance_of(case) * provider.slack
-            worst = check.worst_error(label, actual, wanted, limit)
-            del actual
+            try:
+                worst = check.worst_error(label, actual, wanted, limit)
+            except check.WrongResultError as error:
+                problem = problem or error
+                failed.add(provider.name)
+                continue
+            finally:
+                del actual
             row = Row(
                 case.op,
                 provider.name,
@@ -228,3 +238,5 @@ def measure_case(case: Case, choice: Choice, settings: Settings) -> Iterator[Row
             subjects.append(Subject(row, calls))
         moved = minimal_bytes(case, pass_name, sets[0], outputs)
         yield from time_subjects(subjects, choice.device, settings, moved=moved)
+    if problem is not None:
+        raise problem

@@ -16,6 +16,7 @@ FAMILIES = {
     "tps": ("tps_solve", "tps_grid"),
     "pool": ("masked_part_pool",),
     "prototype": ("masked_prototype_loss",),
+    "distance": ("part_distance",),
     "model": ("gsalign",),
 }
 
@@ -29,6 +30,10 @@ COLOURS = {
     "torch.linalg.solve of a matrix": "#6f9a8a",
     "torch.bmm": "#8fb3a5",
     "loop over labels": "#c4a3a3",
+    "published way": "#c4a3a3",
+    "every part in memory": "#c4a3a3",
+    "torch.compile of every part in memory": "#a98b5b",
+    "matrix product alone": "#8fb3a5",
     "cpp": "#1f6fb2",
     "cuda": "#2e8b57",
     "triton": "#d9662b",

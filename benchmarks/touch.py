@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import bench_pool, bench_prototype, bench_tps, bench_warp, check
-from benchmarks.case import BOTH, Choice
+from benchmarks import bench_distance, bench_pool, bench_prototype, bench_tps, bench_warp, check
+from benchmarks.case import BOTH, FORWARD, Choice
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quick = not options.measured_sizes
     choice = Choice(torch.device(options.device), quick=quick, compile=False)
     touched = 0
-    for family in (bench_warp, bench_tps, bench_pool, bench_prototype):
+    for family in (bench_warp, bench_tps, bench_pool, bench_prototype, bench_distance):
         for case in family.cases(choice):
             if options.only and case.op not in options.only:
                 continue
@@ -41,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             expected = check.expected_results(case, tensors, grads)
             for provider in ours:
                 name = f"{case.op} {case.shape} {provider.name}"
-                leaves = check.prepared(tensors, case, BOTH)
-                actual = check.timed_call(provider.run, case, BOTH, leaves, grads)()
+                chosen = BOTH if case.leaves else FORWARD
+                leaves = check.prepared(tensors, case, chosen)
+                actual = check.timed_call(provider.run, case, chosen, leaves, grads)()
                 error = check.worst_error(name, actual, expected, check.tolerance_of(case))
                 print(f"{name}: {error:.1e}", flush=True)
                 touched += 1

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ SOURCE = Path(__file__).with_name("copy_nt.cpp")
 
 # Below this the copy would stay in a cache and say nothing about memory.
 LEAST_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+MOST_COPIES = 16
 
 
 class NoYardstickError(RuntimeError):
@@ -66,24 +67,35 @@ def copy_nt(target: Tensor, source: Tensor, threads: int) -> float:
     return float(call(target.data_ptr(), source.data_ptr(), source.nbytes, threads))
 
 
-def make_copy(device: torch.device, moved: int) -> tuple[Callable[[], object], int, str]:
-    """A copy that moves (reads and writes) about so many bytes, for timing beside a case.
+def make_copies(device: torch.device, moved: int) -> tuple[list[Callable[[], object]], int, str]:
+    """Copies that each move (read and write) about so many bytes, for timing beside a case.
 
     Args:
         device: where.
-        moved: bytes the case moves; raised to what no cache holds.
+        moved: bytes the case moves. On a CPU raised to what no cache holds; on a GPU, whose
+            launches cost a part of a small case's time and of its copy's alike, several copies
+            take turns until they fill as much.
 
     Returns:
-        The call, the bytes it really moves, and what kind of copy it is.
+        The calls of a turn, the bytes that each really moves, and what kind of copy it is.
     """
-    half = max(moved, LEAST_BYTES.get(device.type, 64 << 20)) // 2
-    source = torch.zeros(half, dtype=torch.uint8, device=device)
-    target = torch.ones_like(source)
+    least = LEAST_BYTES.get(device.type, 64 << 20)
+    count = 1
+    if device.type == "cuda":
+        count = min(MOST_COPIES, -(-least // moved))
+        least = 0
+    half = max(moved, least) // 2
+    sources = [torch.zeros(half, dtype=torch.uint8, device=device) for _ in range(count)]
+    targets = [torch.ones_like(source) for source in sources]
+    kind = "Tensor.copy_"
     if device.type == "cpu":
         try:
             copy_library()
         except NoYardstickError as error:
-            return lambda: target.copy_(source), 2 * half, f"Tensor.copy_, since {error}"
-        threads = torch.get_num_threads()
-        return lambda: copy_nt(target, source, threads), 2 * half, "non-temporal stores"
-    return lambda: target.copy_(source), 2 * half, "Tensor.copy_"
+            kind = f"Tensor.copy_, since {error}"
+        else:
+            threads = torch.get_num_threads()
+            call = partial(copy_nt, targets[0], sources[0], threads)
+            return [call], 2 * half, "non-temporal stores"
+    calls = [partial(t.copy_, s) for t, s in zip(targets, sources, strict=True)]
+    return calls, 2 * half, kind

@@ -41,7 +41,7 @@ struct Int4 {
 #define GSALIGN_DEVICE __device__ __forceinline__
 #define GSALIGN_UNROLL _Pragma("unroll")
 #define GSALIGN_PRAGMA(text) _Pragma(#text)
-#define GSALIGN_UNROLL_BY(count) GSALIGN_PRAGMA(unroll count)
+#define GSALIGN_UNROLL_BY(times) GSALIGN_PRAGMA(unroll times)
 // Most threads of a block; then, where given, how many blocks a multiprocessor's registers must
 // hold.
 #define GSALIGN_KERNEL(...) static __global__ void __launch_bounds__(__VA_ARGS__)
@@ -144,8 +144,8 @@ GSALIGN_DEVICE void sine_cosine(float angle, float* sine, float* cosine) {
   sincosf(angle, sine, cosine);
 }
 
-// 16 bytes from global to shared memory, both aligned to 16, visible after wait_async_copies() and
-// a barrier.
+// 16 bytes from global to shared memory, both aligned to 16, visible after a wait below and a
+// barrier.
 GSALIGN_DEVICE void copy_async_16(void* shared_target, const void* global_source) {
 #if __CUDA_ARCH__ >= 800
   const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared_target));
@@ -158,6 +158,17 @@ GSALIGN_DEVICE void copy_async_16(void* shared_target, const void* global_source
 GSALIGN_DEVICE void wait_async_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+// The copies since the last commit become a group; a thread waits for all its groups but the last.
+GSALIGN_DEVICE void commit_async_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+GSALIGN_DEVICE void wait_older_async_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
 #endif
 }
 
@@ -190,6 +201,9 @@ GSALIGN_DEVICE BFloat16 from_float<BFloat16>(float value) {
 GSALIGN_DEVICE Int4 load_four(const int* source) {
   const int4 four = *reinterpret_cast<const int4*>(source);
   return {four.x, four.y, four.z, four.w};
+}
+GSALIGN_DEVICE void store_four(int* target, Int4 four) {
+  *reinterpret_cast<int4*>(target) = make_int4(four.a, four.b, four.c, four.d);
 }
 
 namespace detail {

@@ -11,17 +11,23 @@
 // How. A block owns one sample and a tile of channels 128 bytes wide: 8 lanes, each with 16 bytes
 // of a token's row. The tile of all H*W tokens (and of their gradients) comes into shared memory by
 // asynchronous 16-byte copies, while the threads work out where each token reads. Then the four
-// taps are gathered from shared memory, where eight lanes read one 128-byte row without bank
+// corners are gathered from shared memory, where eight lanes read one 128-byte row without bank
 // conflicts. The block walks over several tiles of its sample, as many as it takes to fill the chip
-// once, so that the grid and the lists below are made once for them.
+// once, so that the grid and the lists below are made once for them; the next tile comes while one
+// is worked on.
+//
+// On an H200 these kernels wait for instructions before they wait for memory, so everything that is
+// the same for all channels is worked out once per query and kept: four weights and four rows,
+// where a corner that does not exist is a row of zeros, not a branch.
 //
 // Backward needs the transposed gather: which queries read this token? Queries are put in the order
 // of the cell (upper left corner) they read, by a counting sort in shared memory: counts by integer
 // atomics (whose sum has no order), a prefix sum, then every query's place is the number of queries
-// before it with the same cell. A token then collects from two stretches of that list: the cells
-// (i, j-1), (i, j) lie side by side, and so do (i-1, j-1), (i-1, j). No floating-point atomics, one
-// fixed order, so the same bits on every run. Clamping may put all queries into one cell; the lists
-// hold any distribution.
+// before it with the same cell. A token's readers stand in two stretches of that order: the cells
+// (i, j-1), (i, j) lie side by side, and so do (i-1, j-1), (i-1, j). They are copied, each with its
+// weight, into one list per token (a sparse matrix by rows, the transpose of the gather). No
+// floating-point atomics, one fixed order, so the same bits on every run. Clamping may put all
+// queries into one cell; the lists hold any distribution.
 //
 // The grid's gradient is four dot products per query over the channels, summed over a query's
 // lanes, then over the block's tiles, projected on the basis, and left as one row of partial sums
@@ -54,6 +60,7 @@ struct Problem {
   int height, width, prefix, channels, points;
   int lane_bits;          // 2^lane_bits lanes share a row of a tile
   int groups;             // blocks per sample
+  int buffers;            // tiles in shared memory at a time
   unsigned char* tables;  // table_bytes per block, or null: the tables are in shared memory
   int table_bytes;
 
@@ -77,6 +84,7 @@ GSALIGN_DEVICE Point<float> base_of(const Problem<T>& problem, int query) {
   }
   const float* row = problem.basis + static_cast<std::int64_t>(query) * problem.points;
   Point<float> sum{0.0f, 0.0f};
+  GSALIGN_UNROLL_BY(4)
   for (int k = 0; k < problem.points; ++k) {
     sum.x = multiply_add(row[k], problem.source_points[2 * k], sum.x);
     sum.y = multiply_add(row[k], problem.source_points[2 * k + 1], sum.y);
@@ -102,32 +110,79 @@ GSALIGN_DEVICE Tap tap_of(const Problem<T>& problem, int query, float cosine, fl
   return {clamp_axis(x, problem.width), clamp_axis(y, problem.height)};
 }
 
-// Rows of one tile of one sample, in shared memory where staged, else in place.
-template <typename T, bool kStaged>
+// The channels of one lane in the rows of a tile, in shared memory where staged, else in place.
+template <typename T, int kVector, bool kStaged>
 struct Tile {
-  const T* start;
-  int stride;  // values between rows; a sample in global memory may exceed 2^31 values
+  const T* start;  // this lane's channels in row 0
+  int stride;      // values between rows; a sample in global memory may exceed 2^31 values
 
-  GSALIGN_DEVICE const T* row(int query) const {
+  GSALIGN_DEVICE const T* row(int index) const {
     if (kStaged) {
-      return start + query * stride;
+      return start + index * stride;
     }
-    return start + static_cast<std::int64_t>(query) * stride;
+    return start + static_cast<std::int64_t>(index) * stride;
+  }
+  // Values of the row of a corner.
+  GSALIGN_DEVICE void load(int index, float (&values)[kVector]) const {
+    load_values<T, kVector>(row(index), values, kStaged || index >= 0);
+  }
+  GSALIGN_DEVICE void accumulate(float (&sum)[kVector], float weight, int index) const {
+    float values[kVector];
+    load(index, values);
+    GSALIGN_UNROLL
+    for (int i = 0; i < kVector; ++i) {
+      sum[i] += weight * values[i];
+    }
+  }
+  GSALIGN_DEVICE float dot(const float (&a)[kVector], int index) const {
+    float values[kVector];
+    load(index, values);
+    float sum = 0.0f;
+    GSALIGN_UNROLL
+    for (int i = 0; i < kVector; ++i) {
+      sum += a[i] * values[i];
+    }
+    return sum;
   }
 };
+
+// Rows of the four corners of a tap. One that does not exist is the row behind the last, which is
+// zero, in a staged tile, and -1 in place.
+template <bool kStaged>
+GSALIGN_DEVICE Int4 corner_rows(const Tap& tap, int width, int queries) {
+  const int missing = kStaged ? queries : -1;
+  const int cell = tap.y.cell * width + tap.x.cell;
+  return {
+      cell, tap.x.has_next ? cell + 1 : missing, tap.y.has_next ? cell + width : missing,
+      tap.x.has_next && tap.y.has_next ? cell + width + 1 : missing};
+}
+
+// The row of zeros of a staged tile.
+template <typename T, int kVector>
+GSALIGN_DEVICE void clear_last_row(T* tile, int rows, int lane_bits) {
+  const float zeros[kVector] = {};
+  if (thread_index() < 1 << lane_bits) {
+    store_values<T, kVector>(tile + ((rows << lane_bits) + thread_index()) * kVector, zeros);
+  }
+}
 
 // Starts the copies of a tile's rows into shared memory. Lanes past the last channel copy nothing.
 template <typename T, int kVector>
 GSALIGN_DEVICE void stage(
     T* target, const T* source, int rows, int channels, int lane_bits, int channels_left) {
-  const int row_values = kVector << lane_bits;
-  for (int i = thread_index(); i < rows << lane_bits; i += block_size()) {
-    const int row = i >> lane_bits;
-    const int offset = (i & ((1 << lane_bits) - 1)) * kVector;
-    if (offset < channels_left) {
-      copy_async_16(
-          target + row * row_values + offset,
-          source + static_cast<std::int64_t>(row) * channels + offset);
+  const int offset = (thread_index() & ((1 << lane_bits) - 1)) * kVector;
+  if (offset < channels_left) {
+    const int first = thread_index() >> lane_bits;
+    const int step = block_size() >> lane_bits;
+    const int target_step = step * (kVector << lane_bits);
+    const std::int64_t source_step = static_cast<std::int64_t>(step) * channels;
+    target += first * (kVector << lane_bits) + offset;
+    source += static_cast<std::int64_t>(first) * channels + offset;
+    GSALIGN_UNROLL_BY(4)
+    for (int row = first; row < rows; row += step) {
+      copy_async_16(target, source);
+      target += target_step;
+      source += source_step;
     }
   }
 }
@@ -136,39 +191,16 @@ GSALIGN_DEVICE void stage(
 template <typename T, int kVector>
 GSALIGN_DEVICE void copy_prefix(
     T* target, const T* source, int rows, int channels, int lane_bits, int channels_left) {
-  for (int i = thread_index(); i < rows << lane_bits; i += block_size()) {
-    const int offset = (i & ((1 << lane_bits) - 1)) * kVector;
-    if (offset < channels_left) {
-      const std::int64_t at = static_cast<std::int64_t>(i >> lane_bits) * channels + offset;
+  const int offset = (thread_index() & ((1 << lane_bits) - 1)) * kVector;
+  if (offset < channels_left) {
+    GSALIGN_UNROLL_BY(1)
+    for (int row = thread_index() >> lane_bits; row < rows; row += block_size() >> lane_bits) {
+      const std::int64_t at = static_cast<std::int64_t>(row) * channels + offset;
       float values[kVector];
       load_values<T, kVector>(source + at, values);
       store_values<T, kVector>(target + at, values);
     }
   }
-}
-
-// sum += weight * values at `source`, which is not read where it does not exist.
-template <typename T, int kVector>
-GSALIGN_DEVICE void accumulate(
-    float (&sum)[kVector], float weight, const T* source, bool exists = true) {
-  float values[kVector];
-  load_values<T, kVector>(source, values, exists);
-  GSALIGN_UNROLL
-  for (int i = 0; i < kVector; ++i) {
-    sum[i] += weight * values[i];
-  }
-}
-
-template <typename T, int kVector>
-GSALIGN_DEVICE float dot(const float (&a)[kVector], const T* source, bool exists = true) {
-  float values[kVector];
-  load_values<T, kVector>(source, values, exists);
-  float sum = 0.0f;
-  GSALIGN_UNROLL
-  for (int i = 0; i < kVector; ++i) {
-    sum += a[i] * values[i];
-  }
-  return sum;
 }
 
 // ---- A = M S, for many control points ----
@@ -199,16 +231,8 @@ warp_base_kernel(
 
 // ---- forward ----
 
-// The cell of a tap and whether its right and lower neighbours exist, in one word.
-constexpr unsigned kRight = 1u << 30;
-constexpr unsigned kDown = 1u << 31;
-constexpr unsigned kFreeX = 1u << 28;
-constexpr unsigned kFreeY = 1u << 29;
-constexpr unsigned kCellMask = kRight - 1;
-static_assert(kMaxQueries <= 1 << 28, "a query must leave its flags room");
-
 template <typename T, int kVector, bool kStaged>
-GSALIGN_KERNEL(kThreads)
+GSALIGN_KERNEL(kThreads, kStaged ? kForwardBlocks : 3)
 warp_forward_kernel(Problem<T> problem, T* output) {
   const int queries = problem.queries();
   const int width = problem.width;
@@ -217,23 +241,42 @@ warp_forward_kernel(Problem<T> problem, T* output) {
   const int tiles = divide_up(problem.channels, tile_channels);
   // An item is a tile, and where tiles are read in place, a chunk of its queries.
   const int chunks = kStaged ? 1 : divide_up(queries, kForwardChunk);
+  const int items = tiles * chunks;
   const Place place = place_of(block_index(), problem.groups);
   const std::int64_t sample_offset =
       static_cast<std::int64_t>(place.sample) * (problem.prefix + queries) * problem.channels;
   const std::int64_t map_offset = static_cast<std::int64_t>(problem.prefix) * problem.channels;
 
-  const ForwardLayout layout =
-      ForwardLayout::make(queries, tile_channels * static_cast<int>(sizeof(T)), kStaged);
+  const ForwardLayout layout = ForwardLayout::make(
+      queries, tile_channels * static_cast<int>(sizeof(T)), kStaged ? problem.buffers : 0);
   unsigned char* shared = shared_memory();
-  Pair* fractions = reinterpret_cast<Pair*>(shared);
-  unsigned* cells = reinterpret_cast<unsigned*>(shared + layout.cells);
-  T* staged = reinterpret_cast<T*>(shared + layout.tile);
+  float* weights = reinterpret_cast<float*>(shared);
+  int* rows = reinterpret_cast<int*>(shared + layout.rows);
+  T* buffer = reinterpret_cast<T*>(shared + layout.tiles);
+  T* other_buffer = buffer + (problem.buffers > 1 ? (queries + 1) * tile_channels : 0);
 
   float sine, cosine;
   sine_cosine(problem.angle[place.sample], &sine, &cosine);
 
+  // Starts the copies of an item's tile.
+  const auto fetch = [&](T* target, int item) {
+    const int first_channel = item * tile_channels;
+    stage<T, kVector>(
+        target, problem.tokens + sample_offset + map_offset + first_channel, queries,
+        problem.channels, problem.lane_bits, problem.channels - first_channel);
+  };
+  if (kStaged) {
+    fetch(buffer, place.group);
+    commit_async_copies();
+    clear_last_row<T, kVector>(buffer, queries, problem.lane_bits);
+    clear_last_row<T, kVector>(other_buffer, queries, problem.lane_bits);
+  }
+
+  const int offset = (thread_index() & (lanes - 1)) * kVector;
+  const int first_slot = thread_index() >> problem.lane_bits;
+  const int step = block_size() >> problem.lane_bits;
   int held = -1;  // first query of the chunk whose taps are in shared memory
-  for (int item = place.group; item < tiles * chunks; item += problem.groups) {
+  for (int item = place.group; item < items; item += problem.groups) {
     const int first_channel = item / chunks * tile_channels;
     const int channels_left = problem.channels - first_channel;
     const T* source = problem.tokens + sample_offset + first_channel;
@@ -241,103 +284,168 @@ warp_forward_kernel(Problem<T> problem, T* output) {
     const int first_query = item % chunks * kForwardChunk;
     const int last_query =
         kStaged || first_query + kForwardChunk > queries ? queries : first_query + kForwardChunk;
+    const bool more = item + problem.groups < items;
 
-    if (kStaged) {
-      stage<T, kVector>(
-          staged, source + map_offset, queries, problem.channels, problem.lane_bits, channels_left);
+    if (kStaged && problem.buffers > 1) {
+      if (more) {
+        fetch(other_buffer, item + problem.groups);
+      }
+      commit_async_copies();
     }
     if (first_query == 0) {
       copy_prefix<T, kVector>(
           target, source, problem.prefix, problem.channels, problem.lane_bits, channels_left);
     }
-    const Tile<T, kStaged> tile{
-        kStaged ? staged : source + map_offset, kStaged ? tile_channels : problem.channels};
-    const std::int64_t row_step = static_cast<std::int64_t>(width) * tile.stride;
+    const Tile<T, kVector, kStaged> tile{
+        (kStaged ? buffer : source + map_offset) + offset,
+        kStaged ? tile_channels : problem.channels};
 
     for (int chunk = first_query; chunk < last_query; chunk += kForwardChunk) {
       const int count = last_query - chunk < kForwardChunk ? last_query - chunk : kForwardChunk;
       if (held != chunk) {
         for (int i = thread_index(); i < count; i += block_size()) {
           const Tap tap = tap_of(problem, chunk + i, cosine, sine);
-          fractions[i] = {tap.x.fraction, tap.y.fraction};
-          cells[i] = static_cast<unsigned>(tap.y.cell * width + tap.x.cell) |
-                     (tap.x.has_next ? kRight : 0u) | (tap.y.has_next ? kDown : 0u);
+          const float upper = problem.eta * (1.0f - tap.y.fraction);
+          const float lower = problem.eta * tap.y.fraction;
+          const float four[4] = {
+              upper * (1.0f - tap.x.fraction), upper * tap.x.fraction,
+              lower * (1.0f - tap.x.fraction), lower * tap.x.fraction};
+          store_values<float, 4>(weights + 4 * i, four);
+          store_four(rows + 4 * i, corner_rows<kStaged>(tap, width, queries));
         }
         held = chunk;
       }
-      wait_async_copies();
+      if (problem.buffers > 1) {
+        wait_older_async_copies();
+      } else {
+        wait_async_copies();
+      }
       barrier();
-      for (int i = thread_index(); i < count << problem.lane_bits; i += block_size()) {
-        const int slot = i >> problem.lane_bits;
-        const int offset = (i & (lanes - 1)) * kVector;
-        if (offset < channels_left) {
-          const Pair fraction = fractions[slot];
-          const unsigned word = cells[slot];
-          const int cell = static_cast<int>(word & kCellMask);
-          const bool right = (word & kRight) != 0;
-          const bool down = (word & kDown) != 0;
-          const float upper = problem.eta * (1.0f - fraction.y);
-          const float lower = problem.eta * fraction.y;
-          float sum[kVector];
-          load_values<T, kVector>(tile.row(chunk + slot) + offset, sum);
-          const T* corner = tile.row(cell) + offset;
-          const T* below = corner + row_step;
-          accumulate<T, kVector>(sum, upper * (1.0f - fraction.x), corner);
-          accumulate<T, kVector>(sum, upper * fraction.x, corner + tile.stride, right);
-          accumulate<T, kVector>(sum, lower * (1.0f - fraction.x), below, down);
-          accumulate<T, kVector>(sum, lower * fraction.x, below + tile.stride, right && down);
-          store_values<T, kVector>(
-              target + map_offset + static_cast<std::int64_t>(chunk + slot) * problem.channels +
-                  offset,
-              sum);
+      if (offset < channels_left) {
+        T* written = target + map_offset + offset +
+                     static_cast<std::int64_t>(chunk + first_slot) * problem.channels;
+        const std::int64_t written_step = static_cast<std::int64_t>(step) * problem.channels;
+        for (int slot = first_slot; slot < count; slot += step) {
+          float weight[4], sum[kVector];
+          load_values<float, 4>(weights + 4 * slot, weight);
+          const Int4 row = load_four(rows + 4 * slot);
+          load_values<T, kVector>(tile.row(chunk + slot), sum);
+          tile.accumulate(sum, weight[0], row.a);
+          tile.accumulate(sum, weight[1], row.b);
+          tile.accumulate(sum, weight[2], row.c);
+          tile.accumulate(sum, weight[3], row.d);
+          store_values<T, kVector>(written, sum);
+          written += written_step;
         }
       }
       barrier();  // before the taps or the tile are overwritten
+    }
+    if (kStaged && problem.buffers > 1) {
+      T* const swapped = buffer;
+      buffer = other_buffer;
+      other_buffer = swapped;
+    } else if (kStaged && more) {
+      fetch(buffer, item + problem.groups);
     }
   }
 }
 
 // ---- backward ----
 
-// A query with four flags (which neighbours of its cell exist, which axes are free), and its cell.
 struct alignas(8) Reader {
-  unsigned query_and_flags;
-  int cell;
-
-  GSALIGN_DEVICE int query() const { return static_cast<int>(query_and_flags & (kFreeX - 1)); }
-  GSALIGN_DEVICE bool has(unsigned flag) const { return (query_and_flags & flag) != 0; }
+  float weight;
+  int query;
 };
 
-// Fills the sorted tables. `cells` (aligned to 16) holds one int per query and may lie where the
-// caller's accumulators do. The caller's barrier must follow before tables or `cells` are touched.
-template <typename T>
-GSALIGN_DEVICE void sort_queries(
-    const Problem<T>& problem, float cosine, float sine, Pair* fractions, Reader* readers,
-    int* bounds, int* cells, int* scratch) {
+// The tables of a backward block; warp_plan.h says where they lie.
+struct Tables {
+  int* rows;        // [queries][4]
+  Pair* fractions;  // [queries]
+  int* bounds;      // [queries + 1] cell c's queries are order[bounds[c]] to order[bounds[c + 1]]
+  int* order;       // [queries]
+  int* starts;      // [queries + 1] token t's readers are readers[starts[t]] to ...[starts[t + 1]]
+  Reader* readers;  // [4 * queries]
+  Pair* gradient;   // [queries]
+  int* scratch;     // [32]
+
+  GSALIGN_DEVICE static Tables at(unsigned char* memory, const BackwardLayout& layout) {
+    return {
+        reinterpret_cast<int*>(memory),
+        reinterpret_cast<Pair*>(memory + layout.fractions),
+        reinterpret_cast<int*>(memory + layout.bounds),
+        reinterpret_cast<int*>(memory + layout.order),
+        reinterpret_cast<int*>(memory + layout.starts),
+        reinterpret_cast<Reader*>(memory + layout.readers),
+        reinterpret_cast<Pair*>(memory + layout.gradient),
+        reinterpret_cast<int*>(memory + layout.scratch)};
+  }
+};
+
+// Calls visit(place, down, right) for every query that reads a token, in a fixed order: its place
+// in the order of cells, and whether the token is one of its lower, one of its right corners.
+template <typename Visit>
+GSALIGN_DEVICE void for_readers(const int* bounds, int token, int width, Visit visit) {
+  const int before = token % width > 0 ? 1 : 0;
+  for (int down = 0; down < 2 && down * width <= token; ++down) {
+    const int cell = token - down * width;
+    const int end = bounds[cell + 1];
+    for (int place = bounds[cell - before]; place < end; ++place) {
+      visit(place, down != 0, place < bounds[cell]);
+    }
+  }
+}
+
+// Fills all tables but the gradient, in whose place the cells lie meanwhile. The caller's barrier
+// must follow before they are read.
+template <bool kStaged, typename T>
+GSALIGN_DEVICE void fill_tables(
+    const Problem<T>& problem, float cosine, float sine, const Tables& tables) {
   const int queries = problem.queries();
+  int* cells = reinterpret_cast<int*>(tables.gradient);
   for (int i = thread_index(); i <= queries; i += block_size()) {
-    bounds[i] = 0;
+    tables.bounds[i] = 0;
   }
   barrier();
   for (int q = thread_index(); q < queries; q += block_size()) {
     const Tap tap = tap_of(problem, q, cosine, sine);
-    const int cell = tap.y.cell * problem.width + tap.x.cell;
-    cells[q] = cell;
-    count_one(bounds + 1 + cell);
+    const Int4 rows = corner_rows<kStaged>(tap, problem.width, queries);
+    store_four(tables.rows + 4 * q, rows);
+    tables.fractions[q] = {tap.x.fraction, tap.y.fraction};
+    cells[q] = rows.a;
+    count_one(tables.bounds + 1 + rows.a);
   }
   barrier();
-  place_in_order(cells, queries, bounds, queries, scratch, [&](int q, int place) {
-    const Tap tap = tap_of(problem, q, cosine, sine);
-    fractions[place] = {tap.x.fraction, tap.y.fraction};
-    const unsigned flags = (tap.x.free ? kFreeX : 0u) | (tap.y.free ? kFreeY : 0u) |
-                           (tap.x.has_next ? kRight : 0u) | (tap.y.has_next ? kDown : 0u);
-    readers[place] = {static_cast<unsigned>(q) | flags, cells[q]};
+  place_in_order(cells, queries, tables.bounds, queries, tables.scratch, [&](int q, int place) {
+    tables.order[place] = q;
   });
+  barrier();
+  for (int token = thread_index(); token < queries; token += block_size()) {
+    int count = 0;
+    for_readers(tables.bounds, token, problem.width, [&](int, bool, bool) { ++count; });
+    tables.starts[token + 1] = count;
+    if (token == 0) {
+      tables.starts[0] = 0;
+    }
+  }
+  barrier();
+  exclusive_scan(tables.starts + 1, queries, tables.scratch);
+  // starts[token + 1] is where the token's list begins, and its end once it is written.
+  for (int token = thread_index(); token < queries; token += block_size()) {
+    int at = tables.starts[token + 1];
+    for_readers(tables.bounds, token, problem.width, [&](int place, bool down, bool right) {
+      const int query = tables.order[place];
+      const Pair fraction = tables.fractions[query];
+      const float along_x = right ? fraction.x : 1.0f - fraction.x;
+      const float along_y = down ? fraction.y : 1.0f - fraction.y;
+      tables.readers[at++] = {problem.eta * along_x * along_y, query};
+    });
+    tables.starts[token + 1] = at;
+  }
 }
 
 // Partial sums of a block: `point_sums` [2 * points][blocks], `angle_sums` [batch][groups].
 template <typename T, int kVector, bool kStaged>
-GSALIGN_KERNEL(kThreads)
+GSALIGN_KERNEL(kThreads, kStaged ? kBackwardBlocks : 3)
 warp_backward_kernel(
     Problem<T> problem, const T* grad_output, T* grad_tokens, float* point_sums, float* angle_sums,
     std::int64_t blocks) {
@@ -352,124 +460,118 @@ warp_backward_kernel(
   const std::int64_t map_offset = static_cast<std::int64_t>(problem.prefix) * problem.channels;
 
   const BackwardLayout layout =
-      BackwardLayout::make(queries, tile_channels * static_cast<int>(sizeof(T)), kStaged);
+      BackwardLayout::make(queries, tile_channels * static_cast<int>(sizeof(T)), kStaged ? 1 : 0);
   unsigned char* shared = shared_memory();
   if (!kStaged && problem.tables != nullptr) {
     shared = problem.tables + static_cast<std::int64_t>(block_index()) * problem.table_bytes;
   }
-  Pair* fractions = reinterpret_cast<Pair*>(shared);
-  Reader* readers = reinterpret_cast<Reader*>(shared + layout.readers);
-  int* bounds = reinterpret_cast<int*>(shared + layout.bounds);
-  Pair* gradient = reinterpret_cast<Pair*>(shared + layout.gradient);
-  int* scratch = reinterpret_cast<int*>(shared + layout.scratch);
+  const Tables tables = Tables::at(shared, layout);
+  Pair* gradient = tables.gradient;
   T* staged_tokens = reinterpret_cast<T*>(shared + layout.tokens);
   T* staged_gradients = reinterpret_cast<T*>(shared + layout.gradients);
 
   float sine, cosine;
   sine_cosine(problem.angle[place.sample], &sine, &cosine);
 
+  // Starts the copies of a tile of the tokens or of the gradients.
+  const auto fetch = [&](T* target, const T* source, int tile) {
+    const int first_channel = tile * tile_channels;
+    stage<T, kVector>(
+        target, source + sample_offset + map_offset + first_channel, queries, problem.channels,
+        problem.lane_bits, problem.channels - first_channel);
+  };
+  if (kStaged) {
+    fetch(staged_gradients, grad_output, place.group);
+    fetch(staged_tokens, problem.tokens, place.group);
+    clear_last_row<T, kVector>(staged_tokens, queries, problem.lane_bits);
+  }
+
+  fill_tables<kStaged>(problem, cosine, sine, tables);  // while the copies are under way
+
+  const int lane = thread_index() & (lanes - 1);
+  const int offset = lane * kVector;
+  const int first_slot = thread_index() >> problem.lane_bits;
+  const int step = block_size() >> problem.lane_bits;
   for (int tile = place.group; tile < tiles; tile += problem.groups) {
     const bool first_tile = tile == place.group;
+    const bool more = kStaged && tile + problem.groups < tiles;
     const int first_channel = tile * tile_channels;
     const int channels_left = problem.channels - first_channel;
     const T* token_source = problem.tokens + sample_offset + first_channel;
     const T* gradient_source = grad_output + sample_offset + first_channel;
     T* target = grad_tokens + sample_offset + first_channel;
-    if (kStaged) {
-      stage<T, kVector>(
-          staged_gradients, gradient_source + map_offset, queries, problem.channels,
-          problem.lane_bits, channels_left);
-      stage<T, kVector>(
-          staged_tokens, token_source + map_offset, queries, problem.channels, problem.lane_bits,
-          channels_left);
-    }
     copy_prefix<T, kVector>(
         target, gradient_source, problem.prefix, problem.channels, problem.lane_bits,
         channels_left);
-    if (first_tile) {  // while the copies are under way
-      sort_queries(
-          problem, cosine, sine, fractions, readers, bounds, reinterpret_cast<int*>(gradient),
-          scratch);
-    }
     wait_async_copies();
     barrier();
     const int stride = kStaged ? tile_channels : problem.channels;
-    const Tile<T, kStaged> token_tile{kStaged ? staged_tokens : token_source + map_offset, stride};
-    const Tile<T, kStaged> gradient_tile{
-        kStaged ? staged_gradients : gradient_source + map_offset, stride};
-
-    const std::int64_t row_step = static_cast<std::int64_t>(width) * stride;
+    const Tile<T, kVector, kStaged> token_tile{
+        (kStaged ? staged_tokens : token_source + map_offset) + offset, stride};
+    const Tile<T, kVector, kStaged> gradient_tile{
+        (kStaged ? staged_gradients : gradient_source + map_offset) + offset, stride};
 
     // Gradient by position: every round takes whole warps, for the shuffles.
-    const int work = queries << problem.lane_bits;
-    for (int round = 0; round < work; round += block_size()) {
-      const int i = round + thread_index();
-      const int lane = i & (lanes - 1);
-      const int offset = lane * kVector;
-      Reader reader{0u, 0};
+    for (int first = 0; first < queries; first += step) {
+      const int query = first + first_slot;
       Point<float> sum{0.0f, 0.0f};
-      if (i < work) {
-        const int slot = i >> problem.lane_bits;
-        reader = readers[slot];
-        if (offset < channels_left) {
-          const bool right = reader.has(kRight);
-          const bool down = reader.has(kDown);
-          float dy[kVector];
-          load_values<T, kVector>(gradient_tile.row(reader.query()) + offset, dy);
-          const T* corner = token_tile.row(reader.cell) + offset;
-          const Pair fraction = fractions[slot];
-          sum = position_gradient(
-              fraction.x, fraction.y, dot<T, kVector>(dy, corner),
-              dot<T, kVector>(dy, corner + stride, right),
-              dot<T, kVector>(dy, corner + row_step, down),
-              dot<T, kVector>(dy, corner + row_step + stride, right && down));
+      if (query < queries && offset < channels_left) {
+        float dy[kVector];
+        load_values<T, kVector>(gradient_tile.row(query), dy);
+        const Int4 row = load_four(tables.rows + 4 * query);
+        const Pair fraction = tables.fractions[query];
+        sum = position_gradient(
+            fraction.x, fraction.y, token_tile.dot(dy, row.a), token_tile.dot(dy, row.b),
+            token_tile.dot(dy, row.c), token_tile.dot(dy, row.d));
+      }
+      GSALIGN_UNROLL
+      for (int mask = kVector > 1 ? 4 : kWarpSize / 2; mask > 0; mask /= 2) {
+        if (mask < lanes) {
+          sum.x += shuffle_xor(sum.x, mask);
+          sum.y += shuffle_xor(sum.y, mask);
         }
       }
-      for (int mask = lanes / 2; mask > 0; mask /= 2) {
-        sum.x += shuffle_xor(sum.x, mask);
-        sum.y += shuffle_xor(sum.y, mask);
-      }
-      if (i < work && lane == 0) {
-        const int query = reader.query();
-        const float x = reader.has(kFreeX) ? sum.x : 0.0f;
-        const float y = reader.has(kFreeY) ? sum.y : 0.0f;
+      if (query < queries && lane == 0) {
         const Pair before = first_tile ? Pair{0.0f, 0.0f} : gradient[query];
-        gradient[query] = {before.x + x, before.y + y};
+        gradient[query] = {before.x + sum.x, before.y + sum.y};
       }
+    }
+    if (more) {
+      barrier();  // all have read the tokens
+      fetch(staged_tokens, problem.tokens, tile + problem.groups);
     }
 
     // Gradient of the tokens: own gradient plus what the queries that read this token send back.
-    const int step = block_size() >> problem.lane_bits;
-    const int step_column = step % width;
-    int column = (thread_index() >> problem.lane_bits) % width;
-    for (int i = thread_index(); i < work; i += block_size()) {
-      const int token = i >> problem.lane_bits;
-      const int offset = (i & (lanes - 1)) * kVector;
-      if (offset < channels_left) {
+    if (offset < channels_left) {
+      T* written =
+          target + map_offset + offset + static_cast<std::int64_t>(first_slot) * problem.channels;
+      const std::int64_t written_step = static_cast<std::int64_t>(step) * problem.channels;
+      for (int token = first_slot; token < queries; token += step) {
         float sum[kVector];
-        load_values<T, kVector>(gradient_tile.row(token) + offset, sum);
-        for (int up = 0; up < 2 && up * width <= token; ++up) {
-          const int cell = token - up * width;
-          const int middle = bounds[cell];
-          const int end = bounds[cell + 1];
-          for (int e = bounds[column > 0 ? cell - 1 : cell]; e < end; ++e) {
-            const Pair fraction = fractions[e];
-            const float along_x = e < middle ? fraction.x : 1.0f - fraction.x;
-            const float along_y = up != 0 ? fraction.y : 1.0f - fraction.y;
-            accumulate<T, kVector>(
-                sum, problem.eta * along_x * along_y,
-                gradient_tile.row(readers[e].query()) + offset);
-          }
+        load_values<T, kVector>(gradient_tile.row(token), sum);
+        const int end = tables.starts[token + 1];
+        GSALIGN_UNROLL_BY(2)
+        for (int e = tables.starts[token]; e < end; ++e) {
+          const Reader reader = tables.readers[e];
+          gradient_tile.accumulate(sum, reader.weight, reader.query);
         }
-        store_values<T, kVector>(
-            target + map_offset + static_cast<std::int64_t>(token) * problem.channels + offset,
-            sum);
+        store_values<T, kVector>(written, sum);
+        written += written_step;
       }
-      column += step_column;
-      column -= column >= width ? width : 0;
     }
     barrier();  // before the tiles are overwritten, and for the gradient below
+    if (more) {
+      fetch(staged_gradients, grad_output, tile + problem.groups);
+    }
   }
+
+  // Clamped coordinates have no gradient.
+  for (int q = thread_index(); q < queries; q += block_size()) {
+    const Tap tap = tap_of(problem, q, cosine, sine);
+    const Pair sum = gradient[q];
+    gradient[q] = {tap.x.free ? sum.x : 0.0f, tap.y.free ? sum.y : 0.0f};
+  }
+  barrier();
 
   // basis^T gradient: threads are laid over (slice of the queries, control point), so that
   // neighbouring threads read neighbouring values of the basis.
@@ -579,7 +681,7 @@ inline std::int64_t workspace_floats(const Plan& plan, int batch, int points) {
 template <typename T, typename Launch>
 LaunchStatus for_plan(const Plan& plan, Launch&& launch) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  if (plan.vectors && plan.staged) {
+  if (plan.vectors && plan.buffers > 0) {
     return launch(std::integral_constant<int, kVector>{}, std::true_type{});
   }
   if (plan.vectors) {
@@ -604,6 +706,7 @@ LaunchStatus launch_forward(
     Problem<T> problem, const Plan& plan, T* output, int batch, int threads, int device,
     Stream stream) {
   problem.lane_bits = plan.lane_bits;
+  problem.buffers = plan.buffers;
   problem.groups = plan.groups;
   return for_plan<T>(plan, [&](auto lane_values, auto staged) {
     constexpr auto kernel = &warp_forward_kernel<T, lane_values(), staged()>;
@@ -625,6 +728,7 @@ LaunchStatus launch_backward(
     float* grad_source_points, float* grad_angle, float* workspace, int batch, int threads,
     int device, Stream stream) {
   problem.lane_bits = plan.lane_bits;
+  problem.buffers = plan.buffers;
   problem.groups = plan.groups;
   const std::int64_t blocks =
       problem.channels > 0 ? static_cast<std::int64_t>(batch) * plan.groups : 0;

@@ -109,7 +109,8 @@ def sample_axis(
         below = position < last
         slope = tl.where(above & below, slope, 0.0)
         position = tl.where(above, tl.where(below, position, last), 0.0)
-    finite = position - position == 0.0
+    # Not position - position == 0: a product fused into that subtraction leaves its rounding error.
+    finite = tl.abs(position) < float("inf")
     inside = finite & (position >= -2.0) & (position <= extent + 1.0)
     position = tl.where(inside, position, OUTSIDE)
     slope = tl.where(inside, slope, 0.0)

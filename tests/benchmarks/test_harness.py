@@ -14,7 +14,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import __main__ as command
-from benchmarks import bench_pool, bench_prototype, bench_tps, bench_warp, plot, rows
+from benchmarks import (
+    bench_distance,
+    bench_pool,
+    bench_prototype,
+    bench_tps,
+    bench_warp,
+    plot,
+    rows,
+)
 from benchmarks.case import BACKWARD, BOTH, FORWARD, Case, Choice, Provider, eager
 from benchmarks.check import WrongResultError, relative_error, worst_error
 from benchmarks.measure import COPY, measure_case, minimal_bytes
@@ -144,10 +152,13 @@ def test_a_measured_case_has_rows_of_both_passes_and_the_copy():
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_a_wrong_result_raises_before_anything_is_timed(ours):
+def test_a_wrong_result_is_not_timed_and_raises_after_the_others(ours):
     wrong = Provider("wrong", lambda t: (2.001 * t["x"],), ours=ours)
+    measured = []
     with pytest.raises(WrongResultError, match=r"double N6 forward: wrong: error 5\.0"):
-        list(measure_case(toy(wrong), CHOICE, SHORT))
+        for row in measure_case(toy(wrong), CHOICE, SHORT):
+            measured.append(row.implementation)
+    assert measured == ["reference", COPY] * 2
 
 
 def test_a_wrong_gradient_raises():
@@ -197,13 +208,14 @@ def test_the_copy_refuses_tensors_of_other_sizes():
 
 def test_csv_has_the_columns_that_are_promised(tmp_path):
     path = tmp_path / "deep" / "rows.csv"
-    measured = rows.Row("op", "cpp", FORWARD, "float32", "B1", 1.0, 2.0, 3.0, 40.123456, 0.5)
+    measured = rows.Row("op", "cpp", FORWARD, "float32", "B1", 1.0, 2.0, 3.0, 2.5, 40.123456, 0.5)
     absent = rows.Row("op", "cuda", "", "", "", note="not measured: no GPU, none at all")
     rows.write_csv(path, [measured, absent], CONDITIONS)
     with path.open(newline="") as stream:
         header = next(csv.reader(stream))
     for name in (
         *("op", "implementation", "pass", "dtype", "shape", "p20_ms", "p50_ms", "p80_ms"),
+        "launched_ms",
         *("gb_per_s", "copy_fraction", "peak_mib", "error", "device", "threads", "allocator"),
         *("torch", "triton", "cuda", "commit", "date", "note"),
     ):
@@ -222,7 +234,10 @@ def test_slug_is_a_file_name():
     assert rows.slug("NVIDIA H200 (x), 2 cores") == "nvidia-h200-x-2-cores"
 
 
-@pytest.mark.parametrize("family", [bench_warp, bench_tps, bench_pool, bench_prototype])
+FAMILIES = (bench_warp, bench_tps, bench_pool, bench_prototype, bench_distance)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_cases_begin_with_the_reference_and_name_declared_operators(family):
     for case in family.cases(CHOICE):
         names = [provider.name for provider in case.providers]
@@ -270,7 +285,7 @@ def test_command_reports_failures_by_its_status_and_goes_on(
     line = ["--quick", "--plain-allocator", "--only", "double", "--out", str(path)]
     assert command.main(line) == 1
     assert said in capsys.readouterr().err
-    assert [row["implementation"] for row in rows.read_csv(path)] == ["reference", COPY] * 2
+    assert [row["implementation"] for row in rows.read_csv(path)] == ["reference", COPY] * 4
 
 
 def test_command_names_what_it_does_not_know(capsys):

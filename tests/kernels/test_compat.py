@@ -11,7 +11,7 @@ from scipy.interpolate import RBFInterpolator
 from support import bitwise_equal, device_of, fused, random
 
 import gsalign_kernels as kernels
-from gsalign_kernels import compat
+from gsalign_kernels import backends, compat
 from gsalign_kernels.reference import tps as reference
 from gsalign_kernels.warp import PADDING_MODES
 
@@ -33,6 +33,12 @@ def pairs(batch: int = 2, side: int = 3, *, dtype: torch.dtype = torch.float64, 
     source = lattice + 0.02 * random(batch, side * side, 2, seed=seed)
     target = 0.9 * lattice + 0.05 * random(batch, side * side, 2, seed=seed + 1) + 0.03
     return source.to(dtype), target.to(dtype)
+
+
+def widest(implementation: str) -> torch.dtype:
+    """The widest type in which an implementation warps images on this machine."""
+    arguments = "warp_image", implementation, device_of(implementation), torch.float64
+    return torch.float64 if backends.reason_against(*arguments) is None else torch.float32
 
 
 def close(actual, wanted, dtype: torch.dtype, slack: float = 1.0) -> None:
@@ -90,8 +96,10 @@ def test_kornias_gradients(kornia, implementation):
     image, points = random(2, 3, 7, 9, seed=5), random(2, 20, 2, seed=6)
     upstream = random(2, 3, 7, 9, seed=7).to(device)
 
-    def gradients(module, **settings):
-        leaves = [t.to(device).detach().clone().requires_grad_() for t in
+    dtype = widest(implementation)
+
+    def gradients(module, dtype, **settings):
+        leaves = [t.to(device, dtype).detach().clone().requires_grad_() for t in
                   (source, target, image, points)]  # fmt: skip
         first, second, pixels, where = leaves
         weights = module.get_tps_transform(second, first)
@@ -100,9 +108,9 @@ def test_kornias_gradients(kornia, implementation):
         total = (warped * upstream).sum() + moved.sin().sum()
         return torch.autograd.grad(total, leaves)
 
-    ours = gradients(compat, implementation=implementation)
-    for one, other in zip(ours, gradients(kornia), strict=True):
-        close(one, other, torch.float64, slack=100)
+    ours = gradients(compat, dtype, implementation=implementation)
+    for one, other in zip(ours, gradients(kornia, torch.float64), strict=True):
+        close(one.double(), other, dtype, slack=100)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -127,12 +135,11 @@ def test_operators_and_kornia_agree_on_either_ones_coefficients(
         sampled = torch.nn.functional.grid_sample(image, grid, align_corners=align_corners)
         wanted = kornia.warp_image_tps(image, points, *split, align_corners=align_corners)
         close(sampled, wanted, torch.float64)
-    whole = kernels.warp_image(image, points, values, **settings)
+    dtype = widest(implementation)
+    whole = kernels.warp_image(*(t.to(dtype) for t in (image, points, values)), **settings)
     split = ours[:, :-3], ours[:, -3:]
-    close(
-        whole, kornia.warp_image_tps(image, points, *split, align_corners=align_corners),
-        torch.float64,
-    )  # fmt: skip
+    wanted = kornia.warp_image_tps(image, points, *split, align_corners=align_corners)
+    close(whole.double(), wanted, dtype)
 
 
 def test_source_equal_to_target_is_the_identity_both_ways(kornia):

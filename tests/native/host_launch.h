@@ -8,6 +8,7 @@
 // and less shared memory than asked for.
 #pragma once
 
+#include <algorithm>
 #include <barrier>
 #include <cmath>
 #include <cstdint>
@@ -16,11 +17,12 @@
 #include <cstring>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #define GSALIGN_DEVICE inline
 #define GSALIGN_UNROLL
-#define GSALIGN_UNROLL_BY(count)
+#define GSALIGN_UNROLL_BY(times)
 #define GSALIGN_KERNEL(...) static void
 
 #define GSALIGN_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \
@@ -76,8 +78,20 @@ struct BlockState {
 struct ThreadState {
   int thread = 0, threads = 0, block = 0, barriers = 0, skipped_barrier = -1;
   BlockState* state = nullptr;
+  std::vector<std::pair<void*, const void*>> copies;  // asynchronous ones that are not yet made
+  std::size_t committed = 0, older = 0;               // of them, in groups, and in groups but one
 };
 inline thread_local ThreadState self;
+
+// Makes the first `count` copies of this thread.
+inline void make_copies(std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    std::memcpy(self.copies[i].first, self.copies[i].second, 16);
+  }
+  self.copies.erase(self.copies.begin(), self.copies.begin() + count);
+  self.committed -= std::min(self.committed, count);
+  self.older -= std::min(self.older, count);
+}
 
 template <typename Body>
 void run_grid(int blocks, int threads, int shared_bytes, Body body) {
@@ -98,7 +112,7 @@ void run_grid(int blocks, int threads, int shared_bytes, Body body) {
   for (int thread = 0; thread < threads; ++thread) {
     pool.emplace_back([&, thread] {
       for (int block = 0; block < blocks; ++block) {
-        self = ThreadState{thread, threads, block, 0, skipped, states[block].get()};
+        self = ThreadState{thread, threads, block, 0, skipped, states[block].get(), {}, 0, 0};
         body();  // no meeting between blocks: they must not depend on each other
       }
     });
@@ -215,9 +229,22 @@ inline void sine_cosine(float angle, float* sine, float* cosine) {
 inline void copy_async_16(void* shared_target, const void* global_source) {
   host::require_aligned(shared_target, 16);
   host::require_aligned(global_source, 16);
-  std::memcpy(shared_target, global_source, 16);
+  // The machine may begin at once. Assignments, since ThreadSanitizer overlooks a short memset.
+  auto* words = static_cast<std::uint32_t*>(shared_target);
+  words[0] = words[1] = words[2] = words[3] = 0xffffffffu;
+  host::self.copies.push_back({shared_target, global_source});
 }
-inline void wait_async_copies() {}
+// And it may end as late as when the thread waits.
+inline void wait_async_copies() {
+  host::make_copies(host::self.copies.size());
+}
+inline void commit_async_copies() {
+  host::self.older = host::self.committed;
+  host::self.committed = host::self.copies.size();
+}
+inline void wait_older_async_copies() {
+  host::make_copies(host::self.older);
+}
 
 inline float to_float(float value) {
   return value;
@@ -256,6 +283,13 @@ inline Half from_float<Half>(float value) {
 inline Int4 load_four(const int* source) {
   host::require_aligned(source, 16);
   return {source[0], source[1], source[2], source[3]};
+}
+inline void store_four(int* target, Int4 four) {
+  host::require_aligned(target, 16);
+  target[0] = four.a;
+  target[1] = four.b;
+  target[2] = four.c;
+  target[3] = four.d;
 }
 
 template <typename T, int N>

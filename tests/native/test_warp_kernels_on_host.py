@@ -101,7 +101,8 @@ CASES = (
     Case("tables in device memory", torch.float16, channels=24, shared_per_block=2000, height=9),
     Case("base made before", points=20, channels=12),
     Case("more points than threads", points=40, channels=4, threads=32),
-    Case("rows of 64 bytes", channels=64, height=10, width=10, shared_per_block=18 * 1024, batch=1),
+    Case("rows of 64 bytes", channels=64, height=10, width=10, shared_per_block=22 * 1024, batch=1),
+    Case("next tile comes ahead", channels=160, batch=4, multiprocessors=1, repeats=2),
     Case("empty batch", batch=0),
 )
 
@@ -151,8 +152,8 @@ def write_cases(path: Path, cases: tuple[Case, ...]) -> None:
 class Result:
     """What the driver wrote for one case.
 
-    Plans are (vectors, staged, lane bits, groups, bytes of shared memory, bytes of tables per block
-    in device memory).
+    Plans are (vectors, buffers, lane bits, groups, bytes of shared memory, bytes of tables per
+    block in device memory).
     """
 
     forward_plan: tuple[int, ...]
@@ -242,31 +243,36 @@ def test_cases_reach_every_path(results: dict[str, Result]) -> None:
     plans = {name: result.backward_plan for name, result in results.items()}
     forward = {name: result.forward_plan for name, result in results.items()}
     assert {plan[:2] for plan in plans.values()} == {(0, 0), (1, 0), (1, 1)}
-    assert {plan[:2] for plan in forward.values()} == {(0, 0), (1, 0), (1, 1)}
+    assert {plan[:2] for plan in forward.values()} == {(0, 0), (1, 0), (1, 1), (1, 2)}
     assert {name for name, plan in plans.items() if plan[5] > 0} == {"tables in device memory"}
     assert not any(plan[5] for plan in forward.values())
     assert plans["rows of 64 bytes"][:3] == (1, 1, 2)
     assert plans["float32 staged"][3] == 1  # one block walks over all three tiles of a sample
     assert plans["bfloat16 staged, several tiles"][3] == 3  # one block per tile
     assert plans["one channel"][2] == 0  # no idle lanes
+    assert forward["next tile comes ahead"][:2] == (1, 2)
 
 
+# One block walks over four tiles; forward, the next one comes while one is worked on.
 SMALL = Case(
     "small",
-    channels=64,
+    channels=128,
     batch=1,
-    height=2,
-    width=3,
+    height=9,
+    width=12,
     multiprocessors=1,
-    shared_per_multiprocessor=1024,
+    shared_per_multiprocessor=33000,
 )
 
 
-# Barrier calls of SMALL, whose only block walks over two tiles, left out one at a time.
-# Forward: before the gather of either tile, and between the tiles. Backward: after clearing the
-# counts, after counting, inside and after the scan, before the places are counted, before and after
-# the gathers of either tile, and around the sums over slices.
-BARRIERS = [*((1, index) for index in range(3)), *((2, index) for index in range(12))]
+# Barrier calls of SMALL, left out one at a time. Forward: before and after the gather of every
+# tile; after the last but one nothing is overwritten. Backward: after clearing the counts, after
+# counting, inside and after the scan, around the places of two chunks, after the order of cells and
+# the lengths of the lists, inside and after their scan; before the gathers of every tile, before
+# the next tokens, before the next gradients; after clamping, and around the sums over slices.
+FORWARD = [0, 1, 2, 3, 4, 6]
+BACKWARD = list(range(26))
+BARRIERS = [*((1, index) for index in FORWARD), *((2, index) for index in BACKWARD)]
 
 
 @pytest.mark.parametrize(("passes", "barrier"), BARRIERS)

@@ -65,7 +65,7 @@ void run_case(std::FILE* cases, std::FILE* results, const Header& h) {
   const Plan forward = plan_forward(queries, h.channels, sizeof(T), vectors, h.batch, chip);
   const Plan backward = plan_backward(queries, h.channels, sizeof(T), vectors, h.batch, chip);
   for (const Plan& plan : {forward, backward}) {
-    const std::int32_t told[6] = {plan.vectors, plan.staged,       plan.lane_bits,
+    const std::int32_t told[6] = {plan.vectors, plan.buffers,      plan.lane_bits,
                                   plan.groups,  plan.shared_bytes, plan.table_bytes};
     write(results, told, 6);
   }
