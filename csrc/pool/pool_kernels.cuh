@@ -8,10 +8,11 @@
 // the tokens' in float32 and bfloat16 at P 6 and C 768. At B 64, N 128, C 768 on an H200 (132
 // multiprocessors, copy 4.15 TB/s), P 6:
 //                          bytes    floor    instructions per 16 bytes    at four a cycle, 1.75 GHz
-//   forward  float32     25.2 MB   6.1 us     24 FMA of about 32                            1.7 us
-//            bfloat16    12.6 MB   3.0 us     48 FMA of about 66                            1.8 us
-//   backward float32     50.3 MB  12.1 us     48 FMA of about 60                            3.2 us
-//            bfloat16    25.2 MB   6.1 us     96 FMA of about 130                           3.5 us
+//   forward  float32     25.2 MB   6.1 us     24 FMA of about  38                           2.0 us
+//            bfloat16    12.6 MB   3.0 us     48 FMA of about  74                           2.0 us
+//   backward float32     50.3 MB  12.1 us     48 FMA of about  80                           4.3 us
+//            bfloat16    25.2 MB   6.1 us     96 FMA of about 160                           4.3 us
+// (instructions of the loops as compiled for sm_90; times are computed, nothing is measured here).
 // So memory bounds both passes as long as instructions stay few and loads are asked for early: a
 // multiprocessor must have 30 to 40 KB under way.
 //

@@ -105,7 +105,7 @@ CASES = (
     Case("clamped totals", eps=8.0, positions=10, parts=4),
     Case("many positions", positions=530, parts=2, channels=8, batch=1),
     Case("more positions", torch.float16, positions=1030, channels=8, batch=1, parts=1),
-    Case("stretches", positions=520, parts=9, channels=4, batch=1, activation="softmax"),
+    Case("stretches", positions=1030, parts=9, channels=4, batch=1, activation="sigmoid"),
     Case("stretches of maxima", positions=520, channels=4, batch=1, parts=13, mode="max"),
     Case("wide tile", parts=4, channels=260, multiprocessors=1, batch=3, positions=33),
     Case("no samples", batch=0),
@@ -273,7 +273,7 @@ def test_cases_reach_every_path(results: dict[str, Result]) -> None:
     assert backward["33 parts, halves"][2] == 40
 
 
-SMALL = Case("small", channels=64, batch=1, positions=20, parts=9, prefix=0)
+SMALL = Case("small", channels=64, positions=20, parts=9, prefix=0, multiprocessors=1)
 
 
 # Barrier calls of SMALL, left out one at a time. Forward: after the weights are made, after the
@@ -298,7 +298,7 @@ def test_thread_sanitizer_finds_a_missing_barrier(
 @pytest.mark.parametrize(
     ("case", "launch", "barrier"),
     [
-        (replace(SMALL, positions=520, channels=32), 0, 1),
+        (replace(SMALL, positions=1030, channels=8, batch=1), 0, 1),
         (replace(SMALL, shared=True, batch=3), 2, 0),
         (replace(SMALL, shared=True, batch=3), 2, 1),
         (replace(SMALL, parts=40, channels=260), 1, 1),
@@ -321,7 +321,6 @@ def test_thread_sanitizer_finds_the_other_barriers(
 def test_address_sanitizer_finds_a_step_past_shared_memory(
     launch: int, case: Case, drivers: dict[str, Path], tmp_path: Path
 ) -> None:
-    case = replace(case, batch=2)
     writer = partial(write_cases, cases=(case,))
     # The last words are those of parts that fill up, or of a number of parts that is not reached.
     options = ("--missing-shared", str({0: 32, 1: 448 + 4, 2: 4}[launch]), "--launch", str(launch))
