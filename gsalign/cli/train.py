@@ -68,9 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace, config: Any) -> int:
     from gsalign.cli.console import log_to, make_console
     from gsalign.data import dataset_statistics, load_dataset, statistics_table
+    from gsalign.engine.build import build_trainer
     from gsalign.engine.display import Display, TerminalDisplay
     from gsalign.engine.folder import RunFolder
-    from gsalign.engine.trainer import Trainer
 
     console = make_console()
     log_to(console)
@@ -79,7 +79,7 @@ def _train(arguments: argparse.Namespace, config: Any) -> int:
     dataset = load_dataset(config.data)
     console.print(statistics_table(dataset_statistics(dataset), title=str(dataset.root)))
     display = TerminalDisplay(console) if console.is_terminal else Display()
-    trainer = Trainer(
+    trainer = build_trainer(
         config,
         dataset,
         resume=arguments.resume,

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
-from gsalign.engine.hooks import Hook
+from gsalign.engine.trainer import Hook, Trainer
 from gsalign.model import save_weights
-
-if TYPE_CHECKING:
-    from gsalign.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

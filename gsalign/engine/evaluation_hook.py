@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
 
 from gsalign.engine.config import NO_SELECTION, VALIDATION
 from gsalign.engine.distributed import share_buffers
-from gsalign.engine.hooks import Hook
 from gsalign.engine.testing import evaluate_network
+from gsalign.engine.trainer import Hook, Trainer
 from gsalign.evaluation import EvaluationResult
 from gsalign.evaluation.report import results_table
 from gsalign.model import save_weights
-
-if TYPE_CHECKING:
-    from gsalign.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

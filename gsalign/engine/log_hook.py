@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
-from gsalign.engine.hooks import Hook
 from gsalign.engine.meters import peak_memory
 from gsalign.engine.metrics import Record
 from gsalign.engine.recorder import angle_line, train_line
-
-if TYPE_CHECKING:
-    from gsalign.engine.trainer import Trainer
+from gsalign.engine.trainer import Hook, Trainer
 
 logger = logging.getLogger(__name__)
 

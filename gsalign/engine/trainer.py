@@ -1,4 +1,8 @@
-"""The training loop: forward, backward, step; everything else is a hook's."""
+"""The training loop: forward, backward, step; everything else is a hook's.
+
+Trainer and Hook name each other, so they share a file; who trains with which hooks is settled in
+:mod:`gsalign.engine.build`.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +29,12 @@ from gsalign.data import (
     train_loader,
 )
 from gsalign.engine.angles import AngleMonitor
-from gsalign.engine.checkpoint_hook import CheckpointHook
 from gsalign.engine.config import VALIDATION
 from gsalign.engine.display import Display
 from gsalign.engine.distributed import build_accelerator, gather_rows
-from gsalign.engine.evaluation_hook import EvaluationHook
 from gsalign.engine.folder import RunFolder
-from gsalign.engine.hooks import Hook
 from gsalign.engine.interrupt import StopSignal
 from gsalign.engine.kernels import chosen_kernels
-from gsalign.engine.log_hook import LogHook
 from gsalign.engine.logs import log_to
 from gsalign.engine.meters import LossMeter, Stopwatch
 from gsalign.engine.optimizer import build_optimizer
@@ -60,6 +60,27 @@ class RunStopped(KeyboardInterrupt):
     """A run was asked to stop and did so between two iterations; the message says where it is."""
 
 
+class Hook:
+    """Something a trainer calls; override what you need.
+
+    A trainer's hooks are called in their order, on every process, and see the trainer's
+    attributes: ``progress.iteration`` (iterations done), ``network``, the ``losses`` of the last
+    iteration, ``lr``, ``folder``, ``accelerator``, ...
+    """
+
+    def before_run(self, trainer: Trainer) -> None:
+        """Called once, when everything is in place and a resumed state is loaded."""
+
+    def after_iteration(self, trainer: Trainer) -> None:
+        """Called after every iteration."""
+
+    def after_run(self, trainer: Trainer) -> None:
+        """Called once, after the last iteration; not when the run is stopped before it."""
+
+    def close(self, trainer: Trainer) -> None:
+        """Called at the very end, whether the run finished, was stopped or failed."""
+
+
 class Trainer:
     """Trains a network as a configuration says.
 
@@ -75,7 +96,7 @@ class Trainer:
         dataset: the images; read as ``config.data`` says when None.
         resume: go on from the state in the run's folder.
         overwrite: replace a run that is in the folder already.
-        hooks: called after the trainer's own, in this order.
+        hooks: called in this order.
         display: shows the progress.
 
     Raises:
@@ -145,7 +166,7 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self.display = Display() if display is None else display
         self.recorder: Recorder | None = None
-        self.hooks: tuple[Hook, ...] = (LogHook(), EvaluationHook(), CheckpointHook(), *hooks)
+        self.hooks = tuple(hooks)
         self.losses: dict[str, Tensor] = {}
         self.lr = 0.0
         self._stop = StopSignal()

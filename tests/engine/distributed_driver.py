@@ -9,7 +9,7 @@ import torch
 from tiny_run import TINY
 
 from gsalign.config import load_config
-from gsalign.engine.trainer import Trainer
+from gsalign.engine.build import build_trainer
 
 
 def main(people: str, folder: str) -> None:
@@ -30,9 +30,9 @@ def main(people: str, folder: str) -> None:
             None, [*settings, f"output={output}", f"training.iterations={iterations}"]
         )
 
-    Trainer(config("whole", 4)).train()
-    Trainer(config("parts", 2)).train()
-    Trainer(config("parts", 4), resume=True).train()
+    build_trainer(config("whole", 4)).train()
+    build_trainer(config("parts", 2)).train()
+    build_trainer(config("parts", 4), resume=True).train()
     torch.distributed.destroy_process_group()
 
 

@@ -15,10 +15,10 @@ from tiny_run import TINY, read_files
 
 import gsalign.engine.state as state_module
 from gsalign.config import load_config
-from gsalign.engine.hooks import Hook
+from gsalign.engine.build import build_trainer
 from gsalign.engine.meters import NonFiniteLossError
 from gsalign.engine.metrics import MetricsFile, read_metrics
-from gsalign.engine.trainer import RunStopped, Trainer
+from gsalign.engine.trainer import Hook, RunStopped, Trainer
 from gsalign.errors import CheckpointError, ConfigError, DataError
 from gsalign.evaluation import PROTOCOLS
 from gsalign.model import load_model
@@ -29,7 +29,7 @@ def configured(people: Path, folder: Path, *overrides: str):
 
 
 def run(people: Path, folder: Path, *overrides: str, hooks=(), **options) -> Trainer:
-    trainer = Trainer(configured(people, folder, *overrides), hooks=hooks, **options)
+    trainer = build_trainer(configured(people, folder, *overrides), hooks=hooks, **options)
     trainer.train()
     return trainer
 
@@ -230,7 +230,9 @@ def test_a_loss_that_is_not_finite_is_one_clear_error(people, tmp_path):
     assert "optimizer.lr" in str(caught.value) and "\n" not in str(caught.value)
     # It is found at once, long before anything is logged or saved.
     settings = ("training.log_every=50", "training.checkpoint_every=0", "training.iterations=9")
-    trainer = Trainer(configured(people, tmp_path / "other", *settings), hooks=[Spoil(after=3)])
+    trainer = build_trainer(
+        configured(people, tmp_path / "other", *settings), hooks=[Spoil(after=3)]
+    )
     with pytest.raises(NonFiniteLossError, match="in iteration 3: "):
         trainer.train()
     assert trainer.progress.iteration == 4
@@ -264,7 +266,7 @@ def test_a_half_written_checkpoint_is_refused(people, tmp_path, finished, keep):
 def test_a_write_that_fails_leaves_the_last_checkpoint_as_it_was(
     people, tmp_path, finished, monkeypatch
 ):
-    trainer = Trainer(configured(people, tmp_path / "run"))
+    trainer = build_trainer(configured(people, tmp_path / "run"))
     path = trainer.save()
     before = path.read_bytes()
 
