@@ -26,6 +26,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a run in the folder")
     parser.add_argument("--compile", action="store_true", help="the same as training.compile=true")
     parser.add_argument(
+        "--precision",
+        choices=("no", "fp16", "bf16"),
+        help="the same as training.precision=...",
+    )
+    parser.add_argument(
         "--num-gpus",
         type=int,
         metavar="N",
@@ -45,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.device = "cpu"
     if arguments.compile:
         arguments.overrides = [*arguments.overrides, "training.compile=true"]
+    if arguments.precision:
+        arguments.overrides = [*arguments.overrides, f"training.precision={arguments.precision}"]
     fallback = Path(arguments.output) / "config.yaml" if arguments.output else None
     config = read_config(arguments, fallback=fallback)
 

@@ -98,6 +98,10 @@ class TrainingConfig(_Section):
         default="metric", description="number that chooses; `metric` is (mAP + Rank-1) / 2"
     )
     compile: bool = Field(default=False, description="compile the network with torch.compile")
+    deterministic: bool = Field(
+        default=False,
+        description="the same bits on every run of the same machine; slower on a GPU",
+    )
     find_unused_parameters: bool = Field(
         default=False, description="of DistributedDataParallel; the network needs it nowhere"
     )

@@ -30,6 +30,7 @@ from gsalign.data import (
 )
 from gsalign.engine.angles import AngleMonitor
 from gsalign.engine.config import VALIDATION
+from gsalign.engine.determinism import deterministic
 from gsalign.engine.display import Display
 from gsalign.engine.distributed import build_accelerator, gather_rows
 from gsalign.engine.folder import RunFolder
@@ -266,7 +267,8 @@ class Trainer:
 
         main = self.accelerator.is_main_process
         kernels = chosen_kernels(self.config.kernels)
-        with kernels, log_to(self.folder.log if main else None), self._stop:
+        same_bits = deterministic(self.config.training.deterministic)
+        with kernels, same_bits, log_to(self.folder.log if main else None), self._stop:
             if main:
                 save_config(self.config, self.folder.config)
                 self.recorder = Recorder(self.folder, iteration=self.progress.iteration)

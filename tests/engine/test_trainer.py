@@ -67,6 +67,13 @@ class Stop(Hook):
             os.kill(os.getpid(), self.number)
 
 
+class Look(Hook):
+    """Keeps whether PyTorch was told to be deterministic while iterating."""
+
+    def after_iteration(self, trainer: Trainer) -> None:
+        self.deterministic = torch.are_deterministic_algorithms_enabled()
+
+
 class Spoil(Hook):
     """Makes a weight infinite after an iteration."""
 
@@ -359,3 +366,14 @@ def test_metrics_drop_what_came_after_the_resumed_iteration(tmp_path):
     path.write_text('{"iteration": 1}\nrubbish\n{"iteration": 2}\n')
     with pytest.raises(DataError, match="line 2: not JSON"):
         read_metrics(path)
+
+
+def test_a_deterministic_run_is_the_same_twice(people, tmp_path):
+    weights = []
+    for name in ("one", "two"):
+        look = Look()
+        run(people, tmp_path / name, "training.deterministic=true", hooks=[look])
+        assert look.deterministic
+        weights.append(tensors(tmp_path / name / "model_final.safetensors"))
+    assert_equal(*weights)
+    assert not torch.are_deterministic_algorithms_enabled()
