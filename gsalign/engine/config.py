@@ -98,6 +98,11 @@ class TrainingConfig(_Section):
         default="metric", description="number that chooses; `metric` is (mAP + Rank-1) / 2"
     )
     compile: bool = Field(default=False, description="compile the network with torch.compile")
+    recompute: bool = Field(
+        default=False,
+        description="compute every layer again in the backward pass instead of keeping it: less "
+        "memory, a third more arithmetic",
+    )
     deterministic: bool = Field(
         default=False,
         description="the same bits on every run of the same machine; slower on a GPU",

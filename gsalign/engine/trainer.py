@@ -207,6 +207,7 @@ class Trainer:
             if report is not None:
                 logger.info("pretrained: %s", report)
         self.network.to(accelerator.device).train()
+        self.network.backbone.recompute = config.training.recompute
         self.angles = AngleMonitor(self.network)
         self.schedule = Schedule(
             config.schedule, config.optimizer.lr, self.total, self.epoch_length

@@ -10,6 +10,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from gsalign.model.config import ModelConfig
 from gsalign.model.ltps import LTPS, PREFIX
@@ -75,10 +76,16 @@ class Backbone(nn.Module):
 
     Args:
         config: sizes of the network.
+
+    Attributes:
+        recompute: whether the backward pass computes every layer anew instead of keeping what is
+            between its first and last tokens: the same numbers, a third more arithmetic, and of
+            each layer only its tokens in memory. False until somebody sets it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.recompute = False
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.patch_embed = PatchEmbed(config.image_size, config.patch_size, 3, config.width)
         self.blocks = nn.ModuleList(
@@ -148,15 +155,29 @@ class Backbone(nn.Module):
         )
         angles: list[Tensor] = []
         last = len(self.blocks) - 1
-        for index, block in enumerate(self.blocks):
-            if str(index) in self.ltps:
-                tokens, angle = self.ltps[str(index)](tokens)
-                angles.append(angle)
+        recompute = self.recompute and torch.is_grad_enabled()
+        for index in range(len(self.blocks)):
             queries = PREFIX if index == last and not all_tokens else None
-            tokens = run_block(block, tokens, queries=queries, stochastic=stochastic)
-            # In place: the block's output is a fresh sum that nothing else holds, and a copy of
-            # all tokens to change one would cost as much as the warp.
-            tokens[:, 0] -= tokens[:, 1]
+            arguments = (index, tokens, queries, stochastic)
+            if recompute:
+                tokens, angle = checkpoint(self._layer, *arguments, use_reentrant=False)
+            else:
+                tokens, angle = self._layer(*arguments)
+            if angle is not None:
+                angles.append(angle)
         if not angles:
             return tokens, patches.new_zeros(0, batch)
         return tokens, torch.stack(angles)
+
+    def _layer(
+        self, index: int, tokens: Tensor, queries: int | None, stochastic: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """One warp, where the layer has one, one block and the subtraction; and the angles."""
+        angle = None
+        if str(index) in self.ltps:
+            tokens, angle = self.ltps[str(index)](tokens)
+        tokens = run_block(self.blocks[index], tokens, queries=queries, stochastic=stochastic)
+        # In place: the block's output is a fresh sum that nothing else holds, and a copy of all
+        # tokens to change one would cost as much as the warp.
+        tokens[:, 0] -= tokens[:, 1]
+        return tokens, angle
