@@ -17,6 +17,9 @@ DEMO_GENERATE ?= train_identities=160 images_per_identity_aerial=12 images_per_i
 DEMO_TRAIN ?=
 DEMO_RUN := $(DEMO_LOGS)/$(DEMO_NAME)
 
+# A file's tests share what they compile.
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
+
 # What the oldest supported PyTorch is, for `make test-abi`.
 OLDEST_TORCH ?= torch==2.11.0
 OLDEST_VENV ?= .venv-oldest
@@ -62,8 +65,8 @@ demo-short: ## the demo on a small set and few steps, to see that every step wor
 	  DEMO_TRAIN="training.iterations=40"
 
 .PHONY: test
-test: install ## run the tests
-	$(BIN)/python -m pytest
+test: install ## run the tests, a file to a core
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 # What compiles or interprets GPU kernels has nothing to do with the wheel's binary interface.
 .PHONY: test-abi
@@ -73,11 +76,11 @@ test-abi: install ## build one wheel, run the operator tests on it under the new
 	$(BIN)/python -m pip install --quiet --no-deps --target dist/site dist/gsalign-*.whl
 	test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(OLDEST_VENV)/bin/python -m pip install --quiet '$(OLDEST_TORCH)' numpy scipy hypothesis pytest setuptools
+	$(OLDEST_VENV)/bin/python -m pip install --quiet '$(OLDEST_TORCH)' numpy scipy hypothesis pytest pytest-xdist setuptools
 	for python in $(abspath $(BIN)/python $(OLDEST_VENV)/bin/python); do \
 	  cd $(CURDIR)/dist && export PYTHONPATH=$(CURDIR)/dist/site && \
 	  $$python -c "import torch, gsalign_kernels as k; print(torch.__version__, k.__file__)" && \
-	  $$python -m pytest -p no:cacheprovider ../tests/kernels \
+	  $$python -m pytest $(SIDE_BY_SIDE) -p no:cacheprovider ../tests/kernels \
 	    --ignore=../tests/kernels/test_gpu_targets.py \
 	    --ignore=../tests/kernels/test_triton_interpreted.py || exit 1; \
 	done
