@@ -60,6 +60,21 @@ def run(driver: Path, folder: Path, write_cases: Callable[[Path], None], *option
     return Run(done, folder / "results")
 
 
+def run_faulty(
+    driver: Path, folder: Path, write_cases: Callable[[Path], None], *options: str
+) -> Run:
+    """As :func:`run` of the thread sanitizer with a fault asked for, which it is to find.
+
+    It keeps the last few accesses of a word without a lock, so that on a busy machine a race can
+    escape it, rarely: it gets three tries.
+    """
+    for _ in range(3):
+        found = run(driver, folder, write_cases, *options)
+        if found.done.returncode != 0:
+            break
+    return found
+
+
 def run_builds(
     drivers: dict[str, Path], folder: Path, write_cases: dict[str, Callable[[Path], None]]
 ) -> dict[str, Run]:

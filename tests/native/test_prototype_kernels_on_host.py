@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from host_driver import BUILDS, Run, compile_drivers, needs_compiler, run, run_builds
+from host_driver import BUILDS, Run, compile_drivers, needs_compiler, run, run_builds, run_faulty
 
 from gsalign_kernels.reference import prototype as reference
 
@@ -263,7 +263,7 @@ def test_thread_sanitizer_finds_a_missing_barrier(
 ) -> None:
     writer = partial(write_cases, cases=(SMALL,))
     options = ("--skip-barrier", str(barrier), "--launch", str(launch))
-    done = run(drivers["thread"], tmp_path, writer, *options).done
+    done = run_faulty(drivers["thread"], tmp_path, writer, *options).done
     assert done.returncode != 0
     assert "ThreadSanitizer" in done.stderr  # a data race, or what came of reading poison
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from host_driver import BUILDS, Run, compile_drivers, needs_compiler, run, run_builds
+from host_driver import BUILDS, Run, compile_drivers, needs_compiler, run, run_builds, run_faulty
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Relative error of a whole tensor; half types are computed in float32 and rounded once.
@@ -281,7 +281,7 @@ def test_thread_sanitizer_finds_a_missing_barrier(
 ) -> None:
     case = replace(SMALL, passes=passes)
     writer = partial(write_cases, cases=(case,))
-    done = run(drivers["thread"], tmp_path, writer, "--skip-barrier", str(barrier)).done
+    done = run_faulty(drivers["thread"], tmp_path, writer, "--skip-barrier", str(barrier)).done
     assert done.returncode != 0
     assert "ThreadSanitizer" in done.stderr  # a data race, or what came of reading poison
 
