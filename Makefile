@@ -17,8 +17,8 @@ DEMO_GENERATE ?= train_identities=160 images_per_identity_aerial=12 images_per_i
 DEMO_TRAIN ?=
 DEMO_RUN := $(DEMO_LOGS)/$(DEMO_NAME)
 
-# tests/conftest.py says what stays together.
-SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadgroup
+# A file's tests share what they compile.
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
 
 # What the oldest supported PyTorch is, for `make test-abi`.
 OLDEST_TORCH ?= torch==2.11.0
