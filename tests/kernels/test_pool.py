@@ -559,7 +559,7 @@ def test_the_bare_operators_on_cuda():
     backward(*given, *settings)
     for position in range(7):
         for wrong in (given[position][:1], given[position].short(), given[position].cpu()):
-            with pytest.raises((RuntimeError, NotImplementedError)):
+            with pytest.raises(RuntimeError):
                 backward(*given[:position], wrong, *given[position + 1 :], *settings)
     for wild in (-1, 6, 2**31 - 1, -(2**31)):
         positions = (torch.full_like(t, wild) for t in given[5:])
