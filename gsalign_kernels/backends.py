@@ -35,20 +35,24 @@ AUTOMATIC_ORDER = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "refe
 """What ``auto`` tries, by device type. On other devices only the reference can run."""
 
 
-def triton_version() -> tuple[int, int]:
-    """Major and minor version of the installed Triton; (0, 0) where there is none."""
+def _triton_version() -> str:
+    """Version of the installed Triton, by either name that it is distributed under."""
     for name in ("triton", "pytorch-triton"):
         try:
-            found = re.match(r"(\d+)\.(\d+)", metadata.version(name))
+            return metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        if found:
-            return int(found[1]), int(found[2])
-    return 0, 0
+    return "unknown"
+
+
+def _major_and_minor(version: str) -> tuple[int, int]:
+    """Of a version as ``3.8.0+git1``; (0, 0) of one that has none."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 _TRITON_INSTALLED = find_spec("triton") is not None
-_TRITON_VERSION = triton_version()
+_TRITON_VERSION = _major_and_minor(_triton_version())
 _TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 _fused: dict[str, tuple[str, ...]] = {}
@@ -301,18 +305,7 @@ def kernel_report() -> KernelReport:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
-        "triton": _triton_version(),
+        "triton": _triton_version() if _TRITON_INSTALLED else "none",
     }
     choice = _context if _context is not None else _environment
     return KernelReport(table, automatic, versions, native.build_report(), choice)
-
-
-def _triton_version() -> str:
-    if not _TRITON_INSTALLED:
-        return "none"
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        return "unknown"

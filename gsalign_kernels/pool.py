@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -201,9 +199,7 @@ def _backward(call: Any, ctx: Any, grad_pooled: Tensor, grad_visibility: Tensor,
     return *grads, None, None, None, None, None, None
 
 
-# Defines the operators of the namespace gsalign_triton; triton itself is imported at first use.
-if importlib.util.find_spec("gsalign_kernels.triton") is not None:
-    importlib.import_module("gsalign_kernels.triton.pool")
+registration.define_triton("pool")
 
 # With Triton 3.6 a forward pass took 2.6 ms on an H200, the reference 24 us: that compiler deals
 # the tiles out so that sums go from thread to thread. What 3.8 compiles was not yet timed.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import Any
 
 import torch
@@ -106,9 +104,7 @@ def _backward(call: Any, ctx: Any, grad_alignment: Tensor, grad_entropy: Tensor,
     return *call(grad_alignment, grad_entropy, *ctx.saved_tensors), None
 
 
-# Defines the operators of the namespace gsalign_triton; triton itself is imported at first use.
-if importlib.util.find_spec("gsalign_kernels.triton") is not None:
-    importlib.import_module("gsalign_kernels.triton.prototype")
+registration.define_triton("prototype")
 
 backends.declare(
     "masked_prototype_loss", "cpp", "cuda", "triton", without_float64=("cuda", "triton")

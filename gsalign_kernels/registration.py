@@ -7,6 +7,8 @@ formula serves both. ``<name>`` is the forward pass and ``<name>_backward`` the 
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +22,16 @@ TRITON = "gsalign_triton"
 
 # The libraries must outlive the registrations made through them.
 _libraries: dict[str, torch.library.Library] = {}
+
+
+def define_triton(*modules: str) -> None:
+    """Defines the operators of modules of ``gsalign_kernels.triton``, where that is installed.
+
+    triton itself is imported when one of them first runs.
+    """
+    if importlib.util.find_spec("gsalign_kernels.triton") is not None:
+        for module in modules:
+            importlib.import_module(f"gsalign_kernels.triton.{module}")
 
 
 def operator(name: str, implementation: str) -> Any:

@@ -10,8 +10,6 @@ float32, since a half-precision coordinate is off by up to a tenth of a pixel.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import Any, NamedTuple
 
 import torch
@@ -388,10 +386,7 @@ def _grid_backward(call: Any, ctx: Any, grad: Tensor) -> Any:
     return *call(grad, *ctx.saved_tensors, ctx.align_corners), None, None, None
 
 
-# Defines the operators of the namespace gsalign_triton; triton itself is imported at first use.
-if importlib.util.find_spec("gsalign_kernels.triton") is not None:
-    importlib.import_module("gsalign_kernels.triton.tps")
-    importlib.import_module("gsalign_kernels.triton.tps_solve")
+registration.define_triton("tps", "tps_solve")
 
 backends.declare("tps_solve", "cpp", "cuda", "triton")
 backends.declare("tps_evaluate", "cpp", "cuda", "triton")

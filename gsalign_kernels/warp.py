@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 from typing import Any
 
@@ -279,10 +277,7 @@ def _image_backward(call: Any, ctx: Any, grad: Tensor) -> Any:
     return *grads, None, None, None, None, None
 
 
-# Defines the operators of the namespace gsalign_triton; triton itself is imported at first use.
-if importlib.util.find_spec("gsalign_kernels.triton") is not None:
-    importlib.import_module("gsalign_kernels.triton.warp_tokens")
-    importlib.import_module("gsalign_kernels.triton.warp_image")
+registration.define_triton("warp_tokens", "warp_image")
 
 backends.declare("warp_tokens", "cpp", "cuda", "triton", without_float64=("cuda", "triton"))
 backends.declare("warp_image", "cpp", "cuda", "triton", without_float64=("cuda", "triton"))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsalign_kernels.errors import KernelUnavailableError
+
 _MAX_GRID = 2**31 - 1
 
 
@@ -30,6 +32,23 @@ def unavailable(device_type: str) -> str | None:
         f"triton runs on CUDA tensors, these are on {device_type} "
         "(set TRITON_INTERPRET=1 before importing triton to interpret its kernels on the CPU)"
     )
+
+
+def check_available(operator: str, tensor: Tensor) -> None:
+    """Raises :class:`KernelUnavailableError` when Triton cannot run on this tensor's device."""
+    reason = unavailable(tensor.device.type)
+    if reason is not None:
+        raise KernelUnavailableError(f"{operator}: triton cannot run: {reason}")
+
+
+def check_like(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    """Require shape, and the type and device of ``like``."""
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: wanted shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        raise TypeError(
+            f"{name}: wanted {like.dtype} on {like.device}, got {tensor.dtype} on {tensor.device}"
+        )
 
 
 def power_of_two(value: int, least: int, most: int) -> int:

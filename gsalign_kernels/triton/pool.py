@@ -11,12 +11,13 @@ from torch import Tensor
 
 from gsalign_kernels.triton.launch import (
     ceil_div,
+    check_available,
+    check_like,
     checked_grid,
     device_of,
     empty_output,
     power_of_two,
 )
-from gsalign_kernels.triton.tps import check_available, check_like
 
 MAX_SPAN = 2**31 - 2**20
 """Most values of a sample's masks, and of the tokens of a tile: their offsets have 32 bits."""

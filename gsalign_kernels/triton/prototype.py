@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsalign_kernels.errors import KernelUnavailableError
 from gsalign_kernels.triton.launch import (
     ceil_div,
+    check_available,
+    check_like,
     checked_grid,
     device_of,
     power_of_two,
-    unavailable,
 )
 
 KEPT = 4
@@ -40,27 +40,15 @@ def _blocks(batch: int, channels: int) -> dict[str, int]:
 
 
 def _check(features: Tensor, masks: Tensor, labels: Tensor) -> None:
-    reason = unavailable(features.device.type)
-    if reason is not None:
-        raise KernelUnavailableError(f"masked_prototype_loss: triton cannot run: {reason}")
+    check_available("masked_prototype_loss", features)
     if features.dim() != 2 or features.shape[0] > MAX_SAMPLES:
         raise ValueError(
             f"features: wanted [B, D] with B of at most {MAX_SAMPLES}, got {tuple(features.shape)}"
         )
-    _check_like("features", features, tuple(features.shape), torch.float32, features)
-    _check_like("masks", masks, tuple(features.shape), torch.float32, features)
-    _check_like("labels", labels, (features.shape[0],), torch.int64, features)
-
-
-def _check_like(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, features: Tensor
-) -> None:
-    if tensor.dtype != dtype or tensor.device != features.device:
-        raise TypeError(
-            f"{name}: wanted {dtype} on {features.device}, got {tensor.dtype} on {tensor.device}"
-        )
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name}: wanted shape {shape}, got {tuple(tensor.shape)}")
+    rows = tuple(features.shape)
+    for name, tensor in (("features", features), ("masks", masks)):
+        check_like(name, tensor, rows, features.new_empty(0, dtype=torch.float32))
+    check_like("labels", labels, rows[:1], features.new_empty(0, dtype=torch.int64))
 
 
 @torch.library.custom_op(
@@ -142,10 +130,10 @@ def masked_prototype_loss_backward(
     """Gradients of features and masks; the same bits on every run."""
     _check(features, masks, labels)
     batch, channels = features.shape
-    _check_like("grad_alignment", grad_alignment, (), torch.float32, features)
-    _check_like("grad_entropy", grad_entropy, (), torch.float32, features)
-    _check_like("means", means, (batch, channels), torch.float32, features)
-    _check_like("norms", norms, (batch, KEPT), torch.float32, features)
+    check_like("grad_alignment", grad_alignment, (), features)
+    check_like("grad_entropy", grad_entropy, (), features)
+    check_like("means", means, (batch, channels), features)
+    check_like("norms", norms, (batch, KEPT), features)
     features, masks, labels, means, norms = (
         t.contiguous() for t in (features, masks, labels, means, norms)
     )

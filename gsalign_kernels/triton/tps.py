@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsalign_kernels.errors import KernelUnavailableError
 from gsalign_kernels.triton.launch import (
     ceil_div,
+    check_available,
+    check_like,
     checked_grid,
     device_of,
     power_of_two,
     sum_parts,
-    unavailable,
 )
 
 MAX_POINTS = 1 << 30
@@ -31,23 +31,6 @@ _DTYPES = (torch.float32, torch.float64)
 @lru_cache(maxsize=1)
 def _kernels() -> Any:
     return importlib.import_module("gsalign_kernels.triton.tps_kernels")
-
-
-def check_available(operator: str, tensor: Tensor) -> None:
-    """Raises :class:`KernelUnavailableError` when Triton cannot run on this tensor's device."""
-    reason = unavailable(tensor.device.type)
-    if reason is not None:
-        raise KernelUnavailableError(f"{operator}: triton cannot run: {reason}")
-
-
-def check_like(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Require shape, and the type and device of ``like``."""
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name}: wanted shape {shape}, got {tuple(tensor.shape)}")
-    if tensor.dtype != like.dtype or tensor.device != like.device:
-        raise TypeError(
-            f"{name}: wanted {like.dtype} on {like.device}, got {tensor.dtype} on {tensor.device}"
-        )
 
 
 def _check(operator: str, coefficients: Tensor, control_points: Tensor, count: int) -> None:

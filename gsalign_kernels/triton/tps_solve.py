@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from gsalign_kernels.reference.tps import raise_unless_solved
-from gsalign_kernels.triton.launch import ceil_div, checked_grid, device_of, power_of_two
-from gsalign_kernels.triton.tps import check_available, check_like
+from gsalign_kernels.triton.launch import (
+    ceil_div,
+    check_available,
+    check_like,
+    checked_grid,
+    device_of,
+    power_of_two,
+)
 
 MAX_CONTROL_POINTS = 1024
 """As for :func:`gsalign_kernels.tps_solve`; a program's vectors hold as many."""

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from gsalign_kernels.triton.launch import (
     ceil_div,
+    check_available,
+    check_like,
     checked_grid,
     device_of,
     empty_output,
     power_of_two,
 )
-from gsalign_kernels.triton.tps import check_available, check_like, evaluate_backward
+from gsalign_kernels.triton.tps import evaluate_backward
 
 MAX_PIXELS = 1 << 30
 """Most pixels of an image, in or out: their number and that of a tile more have 32 bits."""

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsalign_kernels.errors import KernelUnavailableError
 from gsalign_kernels.triton.launch import (
     ceil_div,
+    check_available,
     checked_grid,
     device_of,
     empty_output,
     power_of_two,
     sum_parts,
-    unavailable,
 )
 
 MAX_QUERIES = 1 << 24
@@ -64,9 +63,7 @@ def _check(
     width: int,
     prefix: int,
 ) -> None:
-    reason = unavailable(tokens.device.type)
-    if reason is not None:
-        raise KernelUnavailableError(f"warp_tokens: triton cannot run: {reason}")
+    check_available("warp_tokens", tokens)
     if tokens.dtype not in _DTYPES:
         raise TypeError(
             f"tokens: triton takes float32, float16 and bfloat16, got {tokens.dtype}; "

@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gsalign_kernels.triton import (
+    launch,
     pool,
     pool_kernels,
     prototype,
@@ -183,10 +184,10 @@ class Recorder:
 def record(run, dtype, *shape) -> list[Any]:
     """The launches of a run: family, kernel, arguments, options."""
     launches: list[Any] = []
+    launch.unavailable = lambda device: None
     for family, (module, kernels) in FAMILIES.items():
         recorder = Recorder(family, kernels, launches)
         module._kernels = lambda recorder=recorder: recorder
-        module.unavailable = lambda device: None
     run(dtype, *shape)
     return launches
 
@@ -243,8 +244,8 @@ def main(targets: list[int]) -> None:
     triton.knobs.compilation.always_compile = True  # a cached kernel would bring no log
     table, seen = [], set()
     for run, dtype, *shape in RUNS:
-        for family, *launch in record(run, dtype, *shape):
-            source, compiler_options = source_of(*launch)
+        for family, *launched in record(run, dtype, *shape):
+            source, compiler_options = source_of(*launched)
             variant = (source.hash(), compiler_options["num_warps"])
             if variant in seen:
                 continue

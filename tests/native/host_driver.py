@@ -1,16 +1,22 @@
-"""Compiling and running the programs that execute CUDA kernels with host threads."""
+"""Compiling and running the programs that execute CUDA kernels with host threads.
+
+And what their tests share: reading results, judging them.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent
 BUILDS = {
@@ -82,3 +88,39 @@ def run_builds(
     with ThreadPoolExecutor(2) as pool:
         runs = pool.map(lambda b: run(drivers[b], folder / b, write_cases[b]), BUILDS)
         return dict(zip(BUILDS, runs, strict=True))
+
+
+def assert_clean(run: Run) -> None:
+    """The program ended well, and no sanitizer had anything to say."""
+    assert run.done.returncode == 0, run.done.stderr[-4000:]
+    assert run.done.stderr == ""
+
+
+class Reader:
+    """Takes one value after the other from what a driver wrote; at the end nothing is left."""
+
+    def __init__(self, path: Path) -> None:
+        self._data = path.read_bytes()
+        self._at = 0
+
+    def integers(self, count: int) -> tuple[int, ...]:
+        """The next ``count`` int32."""
+        values = struct.unpack_from(f"<{count}i", self._data, self._at)
+        self._at += 4 * count
+        return values
+
+    def tensor(self, shape: tuple[int, ...], kind: type = np.float32) -> torch.Tensor:
+        """The next tensor, of a NumPy type."""
+        values = np.frombuffer(self._data, kind, int(np.prod(shape)), self._at)
+        self._at += values.nbytes
+        return torch.from_numpy(values.reshape(shape).copy())
+
+    def finish(self) -> None:
+        """Fails where something is left."""
+        assert self._at == len(self._data)
+
+
+def relative_error(actual: torch.Tensor, wanted: torch.Tensor) -> float:
+    """In the 2-norm; the error itself where zeros are wanted."""
+    error, scale = float((actual.double() - wanted).norm()), float(wanted.norm())
+    return error / scale if scale > 0 else error

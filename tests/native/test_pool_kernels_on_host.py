@@ -11,7 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from host_driver import BUILDS, Run, compile_drivers, needs_compiler, run, run_builds, run_faulty
+from host_driver import (
+    BUILDS,
+    Reader,
+    Run,
+    assert_clean,
+    compile_drivers,
+    needs_compiler,
+    relative_error,
+    run,
+    run_builds,
+    run_faulty,
+)
 
 from gsalign_kernels.pool import ACTIVATIONS, MODES, VISIBILITIES
 from gsalign_kernels.reference import pool as reference
@@ -167,11 +178,9 @@ class Result:
 
 
 def read_results(path: Path, cases: tuple[Case, ...]) -> dict[str, Result]:
-    data = path.read_bytes()
-    results, at = {}, 0
+    read, results = Reader(path), {}
     for case in cases:
-        plans = struct.unpack_from("<14i", data, at)
-        at += 56
+        plans = read.integers(14)
         tokens = (case.batch, case.prefix + case.positions, case.channels)
         parts = (case.batch, case.parts)
         shapes = {
@@ -185,12 +194,9 @@ def read_results(path: Path, cases: tuple[Case, ...]) -> dict[str, Result]:
         }
         tensors = {}
         for name, (kind, shape) in shapes.items():
-            count = int(np.prod(shape))
-            values = np.frombuffer(data, kind, count, at).reshape(shape)
-            tensors[name] = torch.from_numpy(values.copy())
-            at += 4 * count
+            tensors[name] = read.tensor(shape, kind)
         results[case.name] = Result(plans[:8], plans[8:], tensors)
-    assert at == len(data)
+    read.finish()
     return results
 
 
@@ -215,14 +221,7 @@ def results(runs: dict[str, Run]) -> dict[str, Result]:
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_runs_clean_and_twice_the_same(build: str, runs: dict[str, Run]) -> None:
-    done = runs[build].done
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stderr == ""
-
-
-def relative_error(actual: torch.Tensor, wanted: torch.Tensor) -> float:
-    difference = (actual.double() - wanted).norm()
-    return float(difference / wanted.norm()) if float(wanted.norm()) > 0 else float(difference)
+    assert_clean(runs[build])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -8,10 +8,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from host_driver import BUILDS, Run, compile_drivers, needs_compiler, run, run_builds, run_faulty
+from host_driver import (
+    BUILDS,
+    Reader,
+    Run,
+    assert_clean,
+    compile_drivers,
+    needs_compiler,
+    relative_error,
+    run,
+    run_builds,
+    run_faulty,
+)
 
 from gsalign_kernels.reference import prototype as reference
 
@@ -148,20 +158,15 @@ class Result:
 
 
 def read_results(path: Path, cases: tuple[Case, ...]) -> dict[str, Result]:
-    data = path.read_bytes()
-    results, at = {}, 0
+    read, results = Reader(path), {}
     for case in cases:
-        plan = struct.unpack_from("<6i", data, at)
-        at += 24
+        plan = read.integers(6)
         tensors = []
         rows = (case.batch, case.channels)
         for shape in ((2,), rows, (case.batch, 4), rows, rows):
-            count = int(np.prod(shape))
-            values = np.frombuffer(data, np.float32, count, at).reshape(shape)
-            tensors.append(torch.from_numpy(values.copy()))
-            at += 4 * count
+            tensors.append(read.tensor(shape))
         results[case.name] = Result(bool(plan[0]), *plan[1:], tuple(tensors))
-    assert at == len(data)
+    read.finish()
     return results
 
 
@@ -188,14 +193,7 @@ def results(runs: dict[str, Run]) -> dict[str, Result]:
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_runs_clean_and_twice_the_same(build: str, runs: dict[str, Run]) -> None:
-    done = runs[build].done
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stderr == ""
-
-
-def relative_error(actual: torch.Tensor, wanted: torch.Tensor) -> float:
-    difference = (actual.double() - wanted).norm()
-    return float(difference / wanted.norm()) if float(wanted.norm()) > 0 else float(difference)
+    assert_clean(runs[build])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from host_driver import BUILDS, Run, compile_drivers, needs_compiler, run, run_builds, run_faulty
+from host_driver import (
+    BUILDS,
+    Reader,
+    Run,
+    assert_clean,
+    compile_drivers,
+    needs_compiler,
+    relative_error,
+    run,
+    run_builds,
+    run_faulty,
+)
 
 from gsalign_kernels.reference import tps as reference
 
@@ -174,11 +185,9 @@ class Result:
 
 
 def read_results(path: Path, cases: tuple[Case, ...]) -> dict[str, Result]:
-    data = path.read_bytes()
-    results, at = {}, 0
+    read, results = Reader(path), {}
     for case in cases:
-        told = struct.unpack_from("<11i", data, at)
-        at += 44
+        told = read.integers(11)
         tensors = {}
         batch, rows = case.batch, case.points + 3
         of_points = (batch, case.points, 2)
@@ -189,12 +198,9 @@ def read_results(path: Path, cases: tuple[Case, ...]) -> dict[str, Result]:
             *((batch, rows, case.columns), of_points),
         )
         for name, shape in zip(NAMES, shapes, strict=True):
-            count = int(np.prod(shape))
-            values = np.frombuffer(data, np.float64, count, at).reshape(shape)
-            tensors[name] = torch.from_numpy(values.copy())
-            at += 8 * count
+            tensors[name] = read.tensor(shape, np.float64)
         results[case.name] = Result(told[:5], told[5:10], told[10], tensors)
-    assert at == len(data)
+    read.finish()
     return results
 
 
@@ -247,15 +253,7 @@ def results(runs: dict[str, Run]) -> dict[str, Result]:
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_runs_clean_and_twice_the_same(build: str, runs: dict[str, Run]) -> None:
-    done = runs[build].done
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stderr == ""
-
-
-def relative_error(actual: torch.Tensor, wanted: torch.Tensor) -> float:
-    scale = float(wanted.norm())
-    error = float((actual - wanted).norm())
-    return error / scale if scale > 0 else error
+    assert_clean(runs[build])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

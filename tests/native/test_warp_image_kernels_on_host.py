@@ -9,10 +9,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from host_driver import BUILDS, Run, compile_drivers, needs_compiler, run, run_builds, run_faulty
+from host_driver import (
+    BUILDS,
+    Reader,
+    Run,
+    assert_clean,
+    compile_drivers,
+    needs_compiler,
+    relative_error,
+    run,
+    run_builds,
+    run_faulty,
+)
 
 from gsalign_kernels.reference import tps as reference
 from gsalign_kernels.warp import MODES, PADDING_MODES
@@ -184,11 +194,9 @@ class Result:
 
 
 def read_results(path: Path, cases: tuple[Case, ...]) -> dict[str, Result]:
-    data = path.read_bytes()
-    results, at = {}, 0
+    read, results = Reader(path), {}
     for case in cases:
-        plan = struct.unpack_from("<5i", data, at)
-        at += 20
+        plan = read.integers(5)
         tensors = []
         planes = (case.batch, case.channels)
         for shape in (
@@ -197,12 +205,9 @@ def read_results(path: Path, cases: tuple[Case, ...]) -> dict[str, Result]:
             (case.batch, case.points + 3, 2),
             (case.batch, case.points, 2),
         ):
-            count = int(np.prod(shape))
-            values = np.frombuffer(data, np.float32, count, at).reshape(shape)
-            tensors.append(torch.from_numpy(values.copy()))
-            at += 4 * count
+            tensors.append(read.tensor(shape))
         results[case.name] = Result(bool(plan[0]), *plan[1:], tuple(tensors))
-    assert at == len(data)
+    read.finish()
     return results
 
 
@@ -266,13 +271,7 @@ def results(runs: dict[str, Run]) -> dict[str, Result]:
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_runs_clean_and_twice_the_same(build: str, runs: dict[str, Run]) -> None:
-    assert runs[build].done.returncode == 0, runs[build].done.stderr[-4000:]
-    assert runs[build].done.stderr == ""
-
-
-def relative_error(actual: torch.Tensor, wanted: torch.Tensor) -> float:
-    difference = (actual.double() - wanted).norm()
-    return float(difference / wanted.norm()) if float(wanted.norm()) > 0 else float(difference)
+    assert_clean(runs[build])
 
 
 @pytest.mark.parametrize(
