@@ -53,8 +53,8 @@ def masked_part_pool(
             weight is positive (of equal weights the first channel's counts), else 0. Binary
             visibilities have no gradient.
         eps: smallest sum of weights that is divided by.
-        implementation: ``"reference"``, ``"cpp"``, ``"cuda"``, ``"triton"``, or None for the choice
-            in force.
+        implementation: ``"reference"``, ``"cpp"``, ``"cuda"`` (at most 512 parts), ``"triton"``, or
+            None for the choice in force.
 
     Returns:
         Pooled embeddings ``[B, P, C]`` in the type of ``tokens``, and visibilities ``[B, P]``,

@@ -142,6 +142,12 @@ def test_a_generated_set_goes_all_the_way(call, settings, tmp_path):
         assert_picture(folder / f"{name}.png")
 
 
+def test_precision_is_short_for_the_setting(call, settings, people, tmp_path):
+    folder = tmp_path / "run"
+    call(*train(settings, people, folder, "training.iterations=1", "--precision", "bf16"))
+    assert load_config(folder / "config.yaml").training.precision == "bf16"
+
+
 def test_train_writes_a_run_and_prints_its_table(finished, people):
     config = load_config(finished / "config.yaml")
     assert config.data.root == people and config.output == finished
@@ -427,6 +433,7 @@ def test_an_unknown_protocol_is_told_with_the_known_ones(refuse, finished):
         ["data"],
         ["visualize"],
         ["train", "--kernels", "fortran"],
+        ["train", "--precision", "fp8"],
         ["info", "a=1"],
     ],
 )
