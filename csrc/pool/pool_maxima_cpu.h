@@ -140,9 +140,10 @@ void maxima_backward(
     }
   }
   for (std::int64_t n = 0; n < shape.positions; ++n) {
-    writer.write(grad_tokens + n * shape.channels + channel, count, [&](T* target, bool) {
-      row_store(target, S(1), field.data() + n * kPoolChunk, count);
-    });
+    T* const target = grad_tokens + n * shape.channels + channel;
+    const auto place = writer.place(target, 0);
+    row_store(place.row, S(1), field.data() + n * kPoolChunk, count);
+    writer.put(target, place, count);
   }
 }
 

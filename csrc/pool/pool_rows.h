@@ -31,19 +31,22 @@ struct RowSums {
   bool start;
 };
 
-// One token of the backward pass: dots[p] = sum_c kept[p][c] row[c], and with it
-//   gradient[c] = carried[c] + sum_p weights[p] kept[p][c],
-// where `carried`, from the parts before these, may be null. It is written to `gradient`, past the
-// caches where `streamed`, or to `carry` (which may be `carried`) when more parts follow.
+// Two tokens of the backward pass, which share what they read of `kept`:
+// dots[i][p] = sum_c kept[p][c] rows[i][c], and
+//   gradients[i][c] = carried[i][c] + sum_p weights[i][p] kept[p][c],
+// where `carried`, from the parts before these, may be null. It is written to `gradients`, past the
+// caches where `streamed`, or to `carry` (which may be `carried`) when more parts follow. Values
+// `ahead` behind the rows are asked for.
 template <typename T>
-struct TokenGradient {
-  const Compute<T>*kept, *weights;
-  const T* row;
-  Compute<T>* dots;
-  const Compute<T>* carried;
-  Compute<T>* carry;
-  T* gradient;
-  std::int64_t channels;
+struct TokenGradients {
+  const Compute<T>* kept;
+  const Compute<T>* weights[2];
+  const T* rows[2];
+  Compute<T>* dots[2];
+  const Compute<T>* carried[2];
+  Compute<T>* carry[2];
+  T* gradients[2];
+  std::int64_t channels, ahead;
   bool streamed;
 };
 
@@ -51,7 +54,7 @@ template <typename T>
 struct Rows {
   // By the number of parts less one.
   void (*add_rows[kPartTile])(const RowSums<T>&);
-  void (*token_gradient[kPartTile])(const TokenGradient<T>&);
+  void (*token_gradients[kPartTile])(const TokenGradients<T>&);
   // A kept row from y[c] = x[c] / divisor, and back.
   void (*keep)(Compute<T>*, const T*, Compute<T> divisor, std::int64_t channels);
   void (*release)(T*, const Compute<T>*, Compute<T> divisor, std::int64_t channels);

@@ -60,49 +60,71 @@ GSALIGN_TARGET static void add_rows(const RowSums<T>& work) {
 }
 
 template <typename T, int kParts>
-GSALIGN_TARGET static void token_gradient(const TokenGradient<T>& work) {
+GSALIGN_TARGET static void token_gradients(const TokenGradients<T>& work) {
   using R = Compute<T>;
   constexpr std::int64_t kStride = kKeptStride<R>;
-  V<R> first[kParts] = {}, second[kParts] = {};  // dot products of the two vectors of a pair
-  R w[kParts];
-  for (int p = 0; p < kParts; ++p) {
-    w[p] = work.weights[p];
-  }
+  // Copied: the compiler would read them anew after every store.
+  const R* const kept = work.kept;
+  const T *const row0 = work.rows[0], *const row1 = work.rows[1];
+  const R *const carried0 = work.carried[0], *const carried1 = work.carried[1];
+  R *const carry0 = work.carry[0], *const carry1 = work.carry[1];
+  T *const gradient0 = work.gradients[0], *const gradient1 = work.gradients[1];
+  const bool streamed = work.streamed;
+  V<R> sums0[kParts] = {}, sums1[kParts] = {};  // in registers, as the loops over them are unrolled
+  const R *const w0 = work.weights[0], *const w1 = work.weights[1];
   std::int64_t c = 0;
   for (; c + kPair<T> <= work.channels; c += kPair<T>) {
-    const Pair<T> x = load_pair(work.row + c);
-    Pair<T> y = work.carried != nullptr ? load_kept<T>(work.carried + c) : Pair<T>{};
+    const Pair<T> x0 = load_pair(row0 + c), x1 = load_pair(row1 + c);
+    fetch_pair(row0 + c + work.ahead);
+    fetch_pair(row1 + c + work.ahead);
+    Pair<T> y0 = carried0 != nullptr ? load_kept<T>(carried0 + c) : Pair<T>{};
+    Pair<T> y1 = carried0 != nullptr ? load_kept<T>(carried1 + c) : Pair<T>{};
+#pragma GCC unroll 8
     for (int p = 0; p < kParts; ++p) {
-      const Pair<T> g = load_kept<T>(work.kept + p * kStride + c);
-      first[p] += g.first * x.first;
-      // Few sums are too short a chain each, many take all registers.
-      (kParts > 4 ? first : second)[p] += g.second * x.second;
-      y.first += w[p] * g.first;
-      y.second += w[p] * g.second;
+      const Pair<T> g = load_kept<T>(kept + p * kStride + c);
+      sums0[p] += g.first * x0.first;
+      sums1[p] += g.first * x1.first;
+      y0.first += w0[p] * g.first;
+      y0.second += w0[p] * g.second;
+      y1.first += w1[p] * g.first;
+      y1.second += w1[p] * g.second;
+      sums0[p] += g.second * x0.second;
+      sums1[p] += g.second * x1.second;
     }
-    if (work.carry != nullptr) {
-      store_kept<T>(work.carry + c, y);
-    } else if (work.streamed) {
-      store_pair<true>(work.gradient + c, y);
+    if (carry0 != nullptr) {
+      store_kept<T>(carry0 + c, y0);
+      store_kept<T>(carry1 + c, y1);
+    } else if (streamed) {
+      store_pair<true>(gradient0 + c, y0);
+      store_pair<true>(gradient1 + c, y1);
     } else {
-      store_pair<false>(work.gradient + c, y);
+      store_pair<false>(gradient0 + c, y0);
+      store_pair<false>(gradient1 + c, y1);
     }
   }
+  R dots[2][kParts];
+#pragma GCC unroll 8
   for (int p = 0; p < kParts; ++p) {
-    work.dots[p] = sum_of_lanes<R>(kParts > 4 ? first[p] : first[p] + second[p]);
+    dots[0][p] = sum_of_lanes<R>(sums0[p]);
+    dots[1][p] = sum_of_lanes<R>(sums1[p]);
   }
-  for (; c < work.channels; ++c) {
-    const R x = load(work.row[c]);
-    R y = work.carried != nullptr ? work.carried[c] : R(0);
-    for (int p = 0; p < kParts; ++p) {
-      const R g = work.kept[p * kStride + c];
-      work.dots[p] += g * x;
-      y += w[p] * g;
+  for (int i = 0; i < 2; ++i) {
+    for (std::int64_t rest = c; rest < work.channels; ++rest) {
+      const R x = load(work.rows[i][rest]);
+      R y = carried0 != nullptr ? work.carried[i][rest] : R(0);
+      for (int p = 0; p < kParts; ++p) {
+        const R g = kept[p * kStride + rest];
+        dots[i][p] += g * x;
+        y += work.weights[i][p] * g;
+      }
+      if (carry0 != nullptr) {
+        work.carry[i][rest] = y;
+      } else {
+        work.gradients[i][rest] = store<T>(y);
+      }
     }
-    if (work.carry != nullptr) {
-      work.carry[c] = y;
-    } else {
-      work.gradient[c] = store<T>(y);
+    for (int p = 0; p < kParts; ++p) {
+      work.dots[i][p] = dots[i][p];
     }
   }
 }
@@ -137,8 +159,9 @@ template <typename T>
 constexpr Rows<T> kRows{
     {&add_rows<T, 1>, &add_rows<T, 2>, &add_rows<T, 3>, &add_rows<T, 4>, &add_rows<T, 5>,
      &add_rows<T, 6>, &add_rows<T, 7>, &add_rows<T, 8>},
-    {&token_gradient<T, 1>, &token_gradient<T, 2>, &token_gradient<T, 3>, &token_gradient<T, 4>,
-     &token_gradient<T, 5>, &token_gradient<T, 6>, &token_gradient<T, 7>, &token_gradient<T, 8>},
+    {&token_gradients<T, 1>, &token_gradients<T, 2>, &token_gradients<T, 3>, &token_gradients<T, 4>,
+     &token_gradients<T, 5>, &token_gradients<T, 6>, &token_gradients<T, 7>,
+     &token_gradients<T, 8>},
     &keep_row<T>,
     &release_row<T>,
     kVectorBytes};

@@ -15,31 +15,38 @@ class RowWriter {
             shape.batch * shape.tokens() * shape.channels * static_cast<std::int64_t>(sizeof(T)) >
             kStreamedBytes),
         alignment_(rows_for<T>().alignment),
-        row_(streamed_ ? kPoolChunk : 0) {}
+        rows_(2 * kPoolChunk) {}
   ~RowWriter() {
     if (streamed_) {
       stream_fence();
     }
   }
 
-  // Calls fill(target, streamed), which is to write `count` values to `target`, past the caches if
-  // told so: then `target` is aligned for it.
-  template <typename Fill>
-  void write(T* target, std::int64_t count, const Fill& fill) const {
+  // Where to write a row meant for `target`, and whether past the caches: it is aligned for that.
+  struct Place {
+    T* row;
+    bool streamed;
+  };
+  // `buffer` 0 or 1: which of the rows under way this is.
+  Place place(T* target, int buffer) const {
     if (!streamed_) {
-      fill(target, false);
-    } else if (reinterpret_cast<std::uintptr_t>(target) % alignment_ == 0) {
-      fill(target, true);
-    } else {
-      fill(row_.data(), false);
-      stream_row(target, row_.data(), count * sizeof(T));
+      return {target, false};
+    }
+    const bool aligned = reinterpret_cast<std::uintptr_t>(target) % alignment_ == 0;
+    return {aligned ? target : spare(buffer), aligned};
+  }
+  // To be called when the row is written.
+  void put(T* target, const Place& place, std::int64_t count) const {
+    if (place.row != target) {
+      stream_row(target, place.row, count * sizeof(T));
     }
   }
+  T* spare(int buffer) const { return rows_.data() + buffer * kPoolChunk; }
 
  private:
   bool streamed_;
   std::uintptr_t alignment_;
-  Scratch<T> row_;
+  Scratch<T> rows_;
 };
 
 }  // namespace gsalign::pool
