@@ -27,8 +27,9 @@ def run(driver: str, folder: Path) -> dict[str, str]:
     return dict(line.split() for line in done.stdout.splitlines())
 
 
-def test_rows_of_the_token_warp(tmp_path):
-    sets = run("token_rows_driver", tmp_path)
+@pytest.mark.parametrize("driver", ["token_rows_driver", "pool_rows_driver"])
+def test_row_functions(driver, tmp_path):
+    sets = run(driver, tmp_path)
     assert sets.pop("rows_baseline") == "524"
     if platform.machine() == "x86_64":
         assert set(sets) == {"rows_avx2", "rows_avx512", "rows_avx512_bf16"}

@@ -1,38 +1,17 @@
-// Row arithmetic of the token warp on every instruction set that this processor has, against plain
-// loops in double. Prints one line per set: its name, `skipped` or the checks made. Exits with 1 at
-// the first wrong figure, and says which.
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
+// Row arithmetic of the token warp on every instruction set of this processor, against plain loops
+// in double (row_sets.h).
 #include <limits>
 #include <random>
 #include <vector>
 
 #include "../../csrc/warp/token_rows.h"
+#include "row_sets.h"
 
 namespace gsalign::warp {
 namespace {
 
-template <typename T>
-constexpr double kTolerance = 0.0;
-template <>
-constexpr double kTolerance<float> = 1e-6;
-template <>
-constexpr double kTolerance<double> = 1e-14;
-template <>
-constexpr double kTolerance<Half> = 6e-4;
-template <>
-constexpr double kTolerance<BFloat16> = 5e-3;
-
 constexpr std::int64_t kStride = 144;  // values between rows, a multiple of every alignment
 constexpr std::int64_t kRowCount = 7;
-
-void expect_near(double actual, double wanted, double tolerance, const char* what, int count) {
-  if (!(std::fabs(actual - wanted) <= tolerance * (1.0 + std::fabs(wanted)))) {
-    std::printf("%s with %d channels: got %.9g, wanted %.9g\n", what, count, actual, wanted);
-    std::exit(1);
-  }
-}
 
 template <typename T>
 void check(const Rows<T>& rows, int* checks) {
@@ -112,27 +91,8 @@ void check(const Rows<T>& rows, int* checks) {
   }
 }
 
-#define CHECK_SET(set, supported)         \
-  if (supported) {                        \
-    int checks = 0;                       \
-    check(set::kRows<float>, &checks);    \
-    check(set::kRows<double>, &checks);   \
-    check(set::kRows<Half>, &checks);     \
-    check(set::kRows<BFloat16>, &checks); \
-    std::printf("%s %d\n", #set, checks); \
-  } else {                                \
-    std::printf("%s skipped\n", #set);    \
-  }
-
 void run() {
-  CHECK_SET(rows_baseline, true)
-#if defined(GSALIGN_X86_ROWS)
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  CHECK_SET(rows_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"))
-  CHECK_SET(rows_avx512, avx512)
-  CHECK_SET(rows_avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16"))
-#endif
+  CHECK_ROW_SETS
 }
 
 }  // namespace
