@@ -7,7 +7,14 @@ from gsalign.data.ag_reid_v2 import load_ag_reid_v2
 from gsalign.data.cargo import load_cargo
 from gsalign.data.config import AugmentationConfig, DataConfig
 from gsalign.data.folder import load_folder, read_images
-from gsalign.data.images import ImageCheck, ImageStore, check_images, read_image, resize
+from gsalign.data.images import (
+    ImageCheck,
+    ImageStore,
+    check_images,
+    oddity,
+    read_image,
+    resize,
+)
 from gsalign.data.loading import (
     Batch,
     BatchLoader,
@@ -16,6 +23,7 @@ from gsalign.data.loading import (
     train_loader,
 )
 from gsalign.data.market1501 import load_market1501
+from gsalign.data.published import CountCheck, compare_with_published
 from gsalign.data.records import (
     AERIAL,
     GROUND,
@@ -52,6 +60,7 @@ __all__ = [
     "AugmentationConfig",
     "Batch",
     "BatchLoader",
+    "CountCheck",
     "DataConfig",
     "Draw",
     "IdentityBatchSampler",
@@ -66,6 +75,7 @@ __all__ = [
     "TableRow",
     "TrainTransform",
     "check_images",
+    "compare_with_published",
     "contiguous_labels",
     "dataset_statistics",
     "denormalize",
@@ -81,6 +91,7 @@ __all__ = [
     "load_market1501",
     "load_table",
     "normalize",
+    "oddity",
     "read_image",
     "read_images",
     "read_table",

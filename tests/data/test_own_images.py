@@ -73,11 +73,11 @@ def test_a_table_as_a_data_set(tmp_path):
     assert dataset.root == tmp_path and dataset.protocols == ("all",)
     lines[0] = "images/0.jpg\t0\t"
     path.write_text("\n".join(["path\tidentity\tsplit", *lines]))
-    with pytest.raises(DataError, match="0.jpg has no split"):
+    with pytest.raises(DataError, match=r"0\.jpg has no split"):
         load_table(path)
     lines[0] = "images/0.jpg\t\ttrain"
     path.write_text("\n".join(["path\tidentity\tsplit", *lines]))
-    with pytest.raises(DataError, match="0.jpg of train has no identity"):
+    with pytest.raises(DataError, match=r"0\.jpg of train has no identity"):
         load_table(path)
     with pytest.raises(DataError, match=r"is no .csv or .tsv file. Expected"):
         load_table(tmp_path)
