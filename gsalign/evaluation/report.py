@@ -8,7 +8,7 @@ from typing import Protocol as Interface
 from rich import box
 from rich.table import Table
 
-from gsalign.evaluation.protocols import PROTOCOLS
+from gsalign.evaluation.protocols import protocol_title
 
 COLUMNS = ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP", "metric")
 
@@ -58,10 +58,9 @@ def result_rows(
     rows = []
     for name, result in results.items():
         summary = result if isinstance(result, Mapping) else result.as_dict()
-        label = PROTOCOLS[name].title if name in PROTOCOLS else name
         rows.append(
             (
-                f"{dataset} {label}".strip(),
+                f"{dataset} {protocol_title(name)}".strip(),
                 *(_percent(summary.get(column)) for column in COLUMNS),
                 f"{summary['valid_queries']}/{summary['queries']}",
             )
