@@ -121,9 +121,14 @@ class Split:
         """Number of different cameras, as far as they are known."""
         return int(np.unique(self.cameras[self.cameras >= 0]).size)
 
-    def listed(self, protocol: str) -> NDArray[np.bool_]:
-        """Which images the list of a protocol names, ``[N]``."""
-        return np.array([protocol in record.lists for record in self.records], dtype=np.bool_)
+    @cached_property
+    def lists(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Which images are on the list of a protocol, bool ``[N]``, by the protocol's name."""
+        names = sorted({name for record in self.records for name in record.lists})
+        return {
+            name: np.array([name in record.lists for record in self.records], dtype=np.bool_)
+            for name in names
+        }
 
     def select(self, keep: Callable[[ImageRecord], bool], name: str | None = None) -> Split:
         """Return the images for which ``keep`` is true, in the same order.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,6 +170,23 @@ def get_protocol(name: str | Protocol) -> Protocol:
     if name not in KNOWN_PROTOCOLS:
         raise ConfigError(f"protocol {name!r} is unknown; there are {', '.join(KNOWN_PROTOCOLS)}")
     return KNOWN_PROTOCOLS[name]
+
+
+def membership(
+    protocol: Protocol,
+    query: Mapping[str, NDArray[np.bool_]],
+    gallery: Mapping[str, NDArray[np.bool_]],
+) -> Membership | None:
+    """What ``Protocol.select`` wants to know of the lists of a query and a gallery, by name."""
+    if protocol.name not in query or protocol.name not in gallery:
+        return None
+    return query[protocol.name], gallery[protocol.name]
+
+
+def validation_protocols(protocols: Sequence[str]) -> tuple[str, ...]:
+    """The protocols of held-out training people: ``all``, and the test's that need no list."""
+    others = (name for name in protocols if name != "all" and not KNOWN_PROTOCOLS[name].listed)
+    return ("all", *others)
 
 
 def protocol_title(name: str) -> str:

@@ -116,23 +116,27 @@ def rerank_blocks(
     points = torch.cat([q, g.to(torch.promote_types(q.dtype, g.dtype))])
     all_seen = None if seen is None else (torch.cat(seen), torch.cat(seen))
 
-    def distances(of: slice, to: slice) -> Iterator[tuple[int, Tensor]]:
+    def distances(of: slice, to: slice, size: int = block_bytes) -> Iterator[tuple[int, Tensor]]:
         parts = None if all_seen is None else (all_seen[0][of], all_seen[1][to])
         for start, block in distance_blocks(
-            points[of], points[to], metric, visibility=parts, block_bytes=block_bytes
+            points[of], points[to], metric, visibility=parts, block_bytes=size
         ):
             yield start, block.square_() if metric == "euclidean" else block
 
     queries, everything = slice(0, len(q)), slice(0, len(points))
-    neighbours, farthest = _neighbours(distances(everything, everything), chosen.k1 + 1)
+    neighbours, farthest = _neighbours(
+        distances(everything, everything), max(chosen.k1 + 1, chosen.k2)
+    )
     descriptions = _describe(neighbours, farthest, distances(everything, everything), chosen.k1)
     if chosen.k2 > 1:
         descriptions = descriptions.sum_of(neighbours[:, : chosen.k2])
     whole = ONE * min(chosen.k2, neighbours.shape[1])
     answers = descriptions.rows(len(q), len(points)).transposed()
-    for start, block in distances(queries, slice(len(q), len(points))):
+    # A block has several copies in 64 bits from here on.
+    for start, block in distances(queries, slice(len(q), len(points)), block_bytes // 8):
         rows = slice(start, start + len(block))
-        common = descriptions.rows(rows.start, rows.stop).overlap(answers)
+        # Rounding may take the overlap of equal descriptions above the whole.
+        common = descriptions.rows(rows.start, rows.stop).overlap(answers).clamp_(max=whole)
         jaccard = 1.0 - common.double() / (2 * whole - common)
         plain = block.double() / farthest[rows, None]
         mixed = jaccard.mul_(1.0 - chosen.weight).add_(plain, alpha=chosen.weight)
@@ -154,6 +158,7 @@ def _describe(
 ) -> SparseRows:
     """Weights of every image on its expanded k-reciprocal neighbours; the sum of a row is ONE."""
     half = neighbours[:, : round(k1 / 2) + 1]
+    neighbours = neighbours[:, : k1 + 1]
     mutual, half_mutual = _reciprocal(neighbours), _reciprocal(half)
     rows, columns, weights = [], [], []
     for start, block in blocks:

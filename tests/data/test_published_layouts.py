@@ -152,9 +152,9 @@ def test_ag_reid_v2_takes_what_the_lists_name(ag_reid_v2):
     assert [len(split) for split in dataset.splits] == [6, 4, 4]
     assert dataset.ignored == {"query": 1}
     assert dataset.notes == ("1 images of query are on the list of no experiment; left out",)
-    assert dataset.query.listed("aerial-to-cctv").tolist() == [True, False, False, True]
-    assert dataset.query.listed("cctv-to-aerial").tolist() == [False, False, True, False]
-    assert dataset.gallery.listed("wearable-to-aerial").tolist() == [True, False, False, False]
+    assert dataset.query.lists["aerial-to-cctv"].tolist() == [True, False, False, True]
+    assert dataset.query.lists["cctv-to-aerial"].tolist() == [False, False, True, False]
+    assert dataset.gallery.lists["wearable-to-aerial"].tolist() == [True, False, False, False]
     first = dataset.query.records[0]
     assert first.lists == ("aerial-to-cctv", "aerial-to-wearable")
 
