@@ -74,7 +74,7 @@ def add_parser(subparsers: Any) -> None:
         type=float,
         metavar="RATE",
         help="calibrate a threshold on the held-out training identities for this false accept "
-        "rate, 0.001 for instance, and tell its error rates on the test",
+        "rate, 0.001 for instance, and tell its error rates on the test; always of plain distances",
     )
     more.add_argument(
         "--dump", metavar="FILE", help="write what every query found: .csv, .jsonl or .parquet"
@@ -91,8 +91,8 @@ class Wanted:
     """What an evaluation is to compute and to write.
 
     Attributes:
+        search: how distances are made.
         protocols: names; those of the data set if empty.
-        search: how distances are made; plain cosine distances if None.
         flip_test: see ``gsalign.evaluation.features.embed_batch``.
         baselines: add rows of chance and of a colour histogram.
         roc: add true positive rates.
@@ -102,8 +102,8 @@ class Wanted:
         json_file: where to write the results too.
     """
 
+    search: Search
     protocols: tuple[str, ...] = ()
-    search: Search | None = None
     flip_test: Any = "off"
     baselines: bool = False
     roc: bool = False
@@ -202,11 +202,12 @@ def evaluate_checkpoint(
     from gsalign.engine.distributed import build_accelerator
     from gsalign.engine.loading import load_network
     from gsalign.engine.testing import embed_splits, measure_parts
+    from gsalign.evaluation import Search
     from gsalign.evaluation import compare as compare_features
     from gsalign.evaluation.report import results_dict, results_table
     from gsalign.files import atomic_write
 
-    wanted = wanted or Wanted()
+    wanted = Wanted(search=Search()) if wanted is None else wanted
     console = make_console()
     log_to(console)
     network = load_network(checkpoint, config.model, compare=compare)

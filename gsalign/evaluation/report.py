@@ -77,13 +77,19 @@ def roc_table(rates: Mapping[str, Summary], *, dataset: str = "") -> Table:
         dataset: put before each protocol.
 
     Returns:
-        The rates in percent and the numbers of pairs; a dash where a false positive rate is less
-        than one pair.
+        The rates in percent and the numbers of pairs of one person and of two; a dash where a
+        false positive rate is less than one pair.
     """
     headings = [f"TPR@FPR={rate:.0e}" for rate in FALSE_POSITIVE_RATES]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(
+        title="true positive rate in percent, at a false positive rate of",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
     table.add_column("Dataset", no_wrap=True)
-    for heading in (*(heading.replace("FPR=", "") for heading in headings), "pos. pairs", "neg."):
+    rates_of = (f"{rate:.0e}" for rate in FALSE_POSITIVE_RATES)
+    for heading in (*rates_of, "same person", "other"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in rates.items():
         table.add_row(
@@ -105,7 +111,7 @@ def threshold_table(threshold: OpenSetThreshold) -> Table:
         show_edge=False,
     )
     table.add_column("pairs of", no_wrap=True)
-    for heading in ("false accept", "false reject", "pos. pairs", "neg."):
+    for heading in ("false accept", "false reject", "same person", "other"):
         table.add_column(heading, justify="right", no_wrap=True)
     rows = {"validation": threshold.calibration}
     rows |= {f"test {protocol_title(name)}": rates for name, rates in threshold.test.items()}

@@ -197,9 +197,22 @@ def calibrate_threshold(
         target: false accept rate to keep to, in 0 .. 1.
 
     Raises:
-        DataError: no threshold keeps to the target, see :meth:`Verification.threshold`.
+        DataError: there are too few pairs for such a rate, or no threshold keeps to it, see
+            :meth:`Verification.threshold`; or the distances depend on more than the two images.
     """
-    threshold = verify(validation).threshold(target)
+    if not all(comparison.search.is_plain for comparison in (validation, *tests)):
+        raise DataError(
+            "a threshold is one of plain distances: those of query expansion and re-ranking depend "
+            "on the whole gallery, so what one gallery teaches says nothing about another"
+        )
+    roc = verify(validation)
+    if 0 < target * roc.negatives < 1:
+        raise DataError(
+            f"a false accept rate of {target:g} cannot be calibrated on {roc.negatives:,} pairs of "
+            f"two people: it is less than one of them; ask for {1 / roc.negatives:.1g} or more, or "
+            "hold out more identities (data.validation_fraction)"
+        )
+    threshold = roc.threshold(target)
     return OpenSetThreshold(
         target=target,
         calibration=error_rates(validation, threshold),

@@ -138,6 +138,15 @@ def test_a_threshold_is_calibrated_on_one_set_and_tried_on_another():
         assert found.test[test.protocol.name] == error_rates(test, found.calibration.threshold)
 
 
+def test_a_threshold_that_means_nothing_is_refused():
+    validation = compare(features(60, 5), features(90, 6), "all")
+    with pytest.raises(DataError, match=r"of 1e-05 cannot be calibrated on [\d,]+ pairs"):
+        calibrate_threshold(validation, [], 1e-5)
+    for search in (Search(expansion=Expansion()), Search(reranking=Reranking())):
+        with pytest.raises(DataError, match="one of plain distances"):
+            calibrate_threshold(validation, [compare(QUERY, GALLERY, "all", search)], 0.05)
+
+
 @pytest.mark.parametrize(
     "search",
     [
