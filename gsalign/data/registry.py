@@ -11,7 +11,7 @@ from gsalign.data.ag_reid import AG_REID, load_ag_reid
 from gsalign.data.ag_reid_v2 import AG_REID_V2, load_ag_reid_v2
 from gsalign.data.cargo import CARGO, load_cargo
 from gsalign.data.folder import FOLDER, load_folder
-from gsalign.data.layout import Layout, Singletons, folder_names
+from gsalign.data.layout import SPLITS, Layout, Singletons, folder_names
 from gsalign.data.market1501 import MARKET_1501, load_market1501
 from gsalign.data.records import ReIDDataset
 from gsalign.data.table import TABLE, is_table, load_table
@@ -65,28 +65,35 @@ def guess_dataset(root: Path) -> str:
     Args:
         root: a folder or a table.
 
+    Returns:
+        The set that has most of its folders there, so that reading it can say what is missing;
+        for a folder that does not exist CARGO, which can be generated.
+
     Raises:
-        DataError: it looks like none of them.
+        DataError: no folder of any data set is there.
     """
     if is_table(root):
         return TABLE.name
-    if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
+    if not root.exists():
+        return CARGO.name
+    found = set(folder_names(root)) if root.is_dir() else set()
+    shares = {
+        name: len(found.intersection(entry.layout.folders)) / len(entry.layout.folders)
+        for name, entry in DATASETS.items()
+        if entry.layout.folders
+    }
+    best = max(shares, key=lambda name: shares[name])
+    if not shares[best]:
+        there = ", ".join(sorted(found)[:8]) or "none"
         raise DataError(
-            f"data root {str(root)!r} {what}; give the folder of a data set, or a .csv or .tsv "
-            "table"
+            f"data root {str(root)!r} is laid out like no data set known ({', '.join(DATASETS)}); "
+            f"the folders in it: {there}. Expected for images of your own\n{FOLDER.picture}"
         )
-    fitting = [
-        name for name, entry in DATASETS.items() if entry.layout.folders and entry.layout.fits(root)
-    ]
-    if CARGO.name in fitting and folder_names(root / "train"):
-        # A folder of one's own has the same splits, but no folders of cameras in them.
-        cameras = any((root / "train").glob("Cam[0-9]*"))
-        fitting.remove(FOLDER.name if cameras else CARGO.name)
-    if fitting:
-        return fitting[0]
-    there = ", ".join(folder_names(root)[:8]) or "none"
-    raise DataError(
-        f"data root {str(root)!r} is laid out like no data set known ({', '.join(DATASETS)}); the "
-        f"folders in it: {there}. Expected for images of your own\n{FOLDER.picture}"
-    )
+    if best == CARGO.name:
+        # A folder of one's own has the same splits, but people and not cameras in them.
+        inner = {
+            name for split in found.intersection(SPLITS) for name in folder_names(root / split)
+        }
+        if inner and not any(name.startswith("Cam") for name in inner):
+            return FOLDER.name
+    return best

@@ -49,6 +49,12 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_people(tmp_path_factory.mktemp("people") / "cargo")
 
 
+@pytest.fixture
+def own_people(people, tmp_path):
+    """A copy of the data set that may be changed."""
+    return Path(shutil.copytree(people, tmp_path / "own"))
+
+
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration file for networks that train in a second."""
@@ -97,9 +103,3 @@ def refuse(capsys):
         return err
 
     return run
-
-
-@pytest.fixture
-def own_people(people, tmp_path):
-    """A copy of the data set that may be changed."""
-    return Path(shutil.copytree(people, tmp_path / "own"))

@@ -69,7 +69,6 @@ def test_odd_images_are_told_and_broken_ones_fail(call, refuse, own_people, caps
 def test_wrong_sets_are_one_line(refuse, call, people, tmp_path):
     assert "does not exist" in refuse("data", "check", tmp_path / "nowhere")
     assert "'duke' is unknown" in refuse("data", "check", people, "--dataset", "duke")
-    (tmp_path / "empty").mkdir()
     table = tmp_path / "a table.csv"
     table.write_text("path,identity\nnone.jpg,1\n")
     assert "line 2: none.jpg does not exist" in refuse("data", "check", table)
