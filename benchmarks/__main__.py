@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bench_model,
         bench_pool,
         bench_prototype,
+        bench_ranking,
         bench_tps,
         bench_warp,
     )
@@ -70,7 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks.table import show
     from benchmarks.timing import Settings, own_stream
 
-    families = (bench_warp, bench_tps, bench_pool, bench_prototype, bench_distance)
+    families = (
+        bench_warp,
+        bench_tps,
+        bench_pool,
+        bench_prototype,
+        bench_distance,
+        bench_ranking,
+    )
     known = [n for family in (*families, bench_model) for n in (family.FAMILY, *family.OPERATORS)]
     wanted = options.only or known
     unknown = [name for name in wanted if name not in known]

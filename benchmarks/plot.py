@@ -17,6 +17,7 @@ FAMILIES = {
     "pool": ("masked_part_pool",),
     "prototype": ("masked_prototype_loss",),
     "distance": ("part_distance",),
+    "ranking": ("rank",),
     "model": ("gsalign",),
 }
 
@@ -34,6 +35,7 @@ COLOURS = {
     "every part in memory": "#c4a3a3",
     "torch.compile of every part in memory": "#a98b5b",
     "matrix product alone": "#8fb3a5",
+    "torch": "#7d5ba6",
     "cpp": "#1f6fb2",
     "cuda": "#2e8b57",
     "triton": "#d9662b",

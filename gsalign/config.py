@@ -20,7 +20,7 @@ from gsalign.engine.config import (
     TrainingConfig,
 )
 from gsalign.errors import ConfigError
-from gsalign.evaluation.protocols import PROTOCOLS
+from gsalign.evaluation.protocols import KNOWN_PROTOCOLS
 from gsalign.files import atomic_write
 from gsalign.model.config import ModelConfig
 
@@ -59,7 +59,7 @@ class Config(BaseModel):
                 f"{list(self.data.image_size)} must be equal: give one of them, and the other "
                 "follows"
             )
-        choices = ("last", VALIDATION, *PROTOCOLS)
+        choices = ("last", VALIDATION, *KNOWN_PROTOCOLS)
         if self.training.select_on not in choices:
             raise ValueError(
                 f"training.select_on is {self.training.select_on!r}; wanted one of "

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gsalign.data import CountCheck
+
+_NAMED_AT_MOST = 20
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,10 +41,19 @@ def add_parser(subparsers: Any) -> None:
     check = inner.add_parser(
         "check",
         help="count a data set and open every image",
-        description="Prints the counts of every split and decodes every image. Exit code 2 if "
-        "an image is broken.",
+        description="Prints the counts of every split, compares them with the published ones, and "
+        "opens every image. Names images that are broken (unreadable, cut off, empty) or odd "
+        "(tiny, CMYK, 16 bits, wrong suffix) and files whose names say nothing. Exit code 2 if "
+        "training on the set would fail.",
     )
-    check.add_argument("root", metavar="DIR", help="folder with train, query and gallery")
+    check.add_argument(
+        "root", metavar="PATH", help="folder of the data set, or a .csv or .tsv table"
+    )
+    check.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="cargo, ag_reid, ag_reid_v2, market1501, folder or table (default: by the layout)",
+    )
     check.add_argument("--fast", action="store_true", help="count only, open no image")
     check.set_defaults(run=run_check)
 
@@ -73,40 +91,78 @@ def run_generate(arguments: argparse.Namespace) -> int:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    """Count, open, report."""
+    """Count, compare, open, report."""
+    from rich.text import Text
+
     from gsalign.cli.console import log_to, make_console, progress
     from gsalign.data import (
         check_images,
+        compare_with_published,
         dataset_statistics,
-        load_cargo,
+        get_dataset_entry,
+        guess_dataset,
         statistics_table,
     )
+    from gsalign.data.layout import treat_singletons
+    from gsalign.data.synthetic.writer import MARKER_FILE
     from gsalign.errors import DataError
 
     console = make_console()
     log_to(console)
-    dataset = load_cargo(arguments.root)
-    table = statistics_table(dataset_statistics(dataset), title=str(dataset.root))
-    console.print(table)
+    root = Path(arguments.root)
+    entry = get_dataset_entry(arguments.dataset or guess_dataset(root))
+    # Names are told, however many there are, and singletons counted like everybody.
+    dataset = entry.load(root, singletons="keep", max_bad_names=sys.maxsize)
+    title = f"{entry.layout.title} in {arguments.root}"
+    console.print(statistics_table(dataset_statistics(dataset), title=title))
+    for name, count in dataset.ignored.items():
+        console.print(f"{name}: {count:,} more images take no part, by the rules of the set")
+    if (dataset.root / MARKER_FILE).is_file():
+        console.print("a generated set: there are no published counts to compare with")
+    else:
+        _compare(console, compare_with_published(dataset, entry.layout))
+    _, note = treat_singletons(dataset.train, "drop")
+    if note:
+        console.print(f"warning: {note}")
     if arguments.fast:
         return 0
     broken: list[str] = []
+    odd: list[str] = []
     total = sum(len(split) for split in dataset.splits)
     before = 0
     with progress(console, "opening", "images") as report:
         for split in dataset.splits:
             found = check_images(split, progress=_from(before, total, report))
             broken += found.broken
+            odd += found.odd
             before += len(split)
-    for line in broken[:20]:
-        console.print(line)
+    for line in (*broken[:_NAMED_AT_MOST], *(f"odd: {line}" for line in odd[:_NAMED_AT_MOST])):
+        console.print(Text(line))
+    for kind, lines in (("broken", broken), ("odd", odd)):
+        if len(lines) > _NAMED_AT_MOST:
+            console.print(f"and {len(lines) - _NAMED_AT_MOST} more {kind} images")
     if broken:
         raise DataError(
             f"{len(broken)} of {total} images cannot be read; replace them, or train with "
             "data.on_broken=skip"
         )
-    console.print(f"all {total:,} images can be read")
+    console.print(f"all {total:,} images can be read" + (f", {len(odd)} are odd" if odd else ""))
     return 0
+
+
+def _compare(console: Console, counts: CountCheck) -> None:
+    """Tell how the counts of a set compare with the published ones."""
+    for line in counts.known:
+        console.print(f"known difference: {line}")
+    for line in counts.differences:
+        console.print(f"warning: {line}")
+    if counts.differences:
+        console.print(
+            "warning: this is not the published set as a whole; results on it are not comparable "
+            "with published ones"
+        )
+    elif counts.compared:
+        console.print(f"the {counts.compared} published counts agree, or differ as is known")
 
 
 def _from(

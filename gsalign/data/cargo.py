@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
+from gsalign.data.layout import (
+    SPLITS,
+    Layout,
+    Published,
+    Singletons,
+    assemble,
+    folder_names,
+    image_names,
+    parsed,
+)
 from gsalign.data.records import AERIAL, GROUND, ImageRecord, ReIDDataset, Split
-from gsalign.errors import DataError
 
-logger = logging.getLogger(__name__)
-
-SPLITS = ("train", "query", "gallery")
 NUM_CAMERAS = 13
 LAST_AERIAL_CAMERA = 5
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-Singletons = Literal["drop", "keep", "error"]
 
 _FOLDER = re.compile(r"Cam(\d+)", re.ASCII)
 _NAME = re.compile(r"Cam(\d+)_([A-Za-z]+)_(\d+)_(\d+)\.[A-Za-z]+", re.ASCII)
-_NAMED_AT_MOST = 5
 
-LAYOUT = """\
+CARGO = Layout(
+    name="cargo",
+    title="CARGO",
+    folders=SPLITS,
+    picture="""\
 <root>/
   train/   Cam1/ ... Cam13/   *.jpg
   query/   Cam1/ ... Cam13/   *.jpg
   gallery/ Cam1/ ... Cam13/   *.jpg
-names such as Cam2_day_2519_320.jpg: camera (1-5 are aerial), day or night, identity, index"""
+names such as Cam2_day_2519_320.jpg: camera (1-5 are aerial), day or night, identity, index""",
+    example="Cam2_day_2519_320.jpg",
+    hint="To make a generated set of this layout: gsalign data generate --out {root}",
+    published=(
+        Published("train", images=51_451, identities=2500),
+        Published("test", images=51_024, identities=2500),
+        Published("query", images=134, identities=60, view=GROUND),
+        Published("gallery", images=18_444, identities=2404, view=GROUND),
+        Published("query", images=178, identities=89, view=AERIAL),
+        Published("gallery", images=32_268, identities=2447, view=AERIAL),
+    ),
+)
 
 
 def parse_name(name: str) -> ImageRecord:
@@ -94,102 +108,29 @@ def load_cargo(
             ``"error"`` and there are some.
     """
     folder = Path(root)
-    _check_layout(folder)
-    notes: list[str] = []
+    CARGO.require(folder)
     bad: list[str] = []
     splits = {name: _read_split(folder, name, bad) for name in SPLITS}
-    if bad:
-        summary = f"{len(bad)} image name(s) in {folder} could not be used: {_some(bad)}"
-        if len(bad) > max_bad_names:
-            raise DataError(
-                f"{summary}; at most {max_bad_names} are allowed (max_bad_names). "
-                f"Expected names such as Cam2_day_2519_320.jpg"
-            )
-        notes.append(f"{summary}; left out")
-    for name, split in splits.items():
-        if not split.records:
-            raise DataError(f"no images in {folder / name}. Expected\n{LAYOUT}")
-    splits["train"], note = _treat_singletons(splits["train"], singletons)
-    if note:
-        notes.append(note)
-    shared = set(splits["train"].identities.tolist()) & set(splits["query"].identities.tolist())
-    if shared:
-        some = _some([str(identity) for identity in sorted(shared)])
-        notes.append(
-            f"{len(shared)} identities of the query are in the training set too ({some}): "
-            "results on this data set do not measure unseen people"
-        )
-    for note in notes:
-        logger.warning(note)
-    return ReIDDataset(
-        name="cargo",
-        root=folder,
-        train=splits["train"],
-        query=splits["query"],
-        gallery=splits["gallery"],
-        notes=tuple(notes),
-    )
-
-
-def _check_layout(root: Path) -> None:
-    missing = [name for name in SPLITS if not (root / name).is_dir()]
-    if not missing:
-        return
-    what = (
-        f"data root {str(root)!r} does not exist"
-        if not root.exists()
-        else f"data root {str(root)!r} has no folder {', '.join(missing)}"
-    )
-    raise DataError(
-        f"{what}. Expected\n{LAYOUT}\n"
-        f"To make a generated set of this layout: gsalign data generate --out {root}"
+    return assemble(
+        CARGO, folder, splits, bad=bad, max_bad_names=max_bad_names, singletons=singletons
     )
 
 
 def _read_split(root: Path, name: str, bad: list[str]) -> Split:
-    records: list[ImageRecord] = []
-    with os.scandir(root / name) as entries:
-        folders = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
-    for folder in folders:
-        match = _FOLDER.fullmatch(folder)
-        with os.scandir(root / name / folder) as entries:
-            files = [entry.name for entry in entries if entry.is_file()]
-        for file in files:
-            if file.startswith(".") or not file.lower().endswith(IMAGE_SUFFIXES):
-                continue
-            relative = f"{name}/{folder}/{file}"
-            try:
-                record = parse_name(file)
-            except ValueError as error:
-                bad.append(f"{relative} ({error})")
-                continue
-            if match is None or int(match[1]) != record.camera:
-                bad.append(f"{relative} (camera {record.camera} in folder {folder})")
-                continue
-            records.append(replace(record, path=root / name / folder / file))
-    records.sort(key=lambda record: (record.camera, record.path.name))
+    paths = [
+        root / name / folder / file
+        for folder in folder_names(root / name)
+        for file in image_names(root / name / folder)
+    ]
+    records = sorted(
+        parsed(paths, _record, root, bad), key=lambda record: (record.camera, record.path.name)
+    )
     return Split(name, tuple(records))
 
 
-def _treat_singletons(train: Split, policy: Singletons) -> tuple[Split, str]:
-    if policy not in ("drop", "keep", "error"):
-        raise DataError(f"singletons is {policy!r}; it must be 'drop', 'keep' or 'error'")
-    counts = Counter(train.identities.tolist())
-    single = sorted(identity for identity, count in counts.items() if count == 1)
-    if not single or policy == "keep":
-        return train, ""
-    some = _some([str(identity) for identity in single])
-    what = f"{len(single)} training identities have only one image and form no pair ({some})"
-    if policy == "error":
-        raise DataError(f"{what}; add images, or set singletons to 'drop' or 'keep'")
-    if len(single) == len(counts):
-        raise DataError(f"{what}: nothing is left to train on; add images, or keep them")
-    dropped = set(single)
-    kept = train.select(lambda record: record.identity not in dropped)
-    return kept, f"{what}; left out (singletons: 'keep' trains on them)"
-
-
-def _some(names: list[str]) -> str:
-    listed = ", ".join(sorted(names)[:_NAMED_AT_MOST])
-    more = len(names) - _NAMED_AT_MOST
-    return f"{listed} and {more} more" if more > 0 else listed
+def _record(path: Path) -> ImageRecord:
+    record = parse_name(path.name)
+    match = _FOLDER.fullmatch(path.parent.name)
+    if match is None or int(match[1]) != record.camera:
+        raise ValueError(f"camera {record.camera} in folder {path.parent.name}")
+    return replace(record, path=path)

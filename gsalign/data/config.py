@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gsalign.data.cargo import Singletons
 from gsalign.data.images import Cache, OnBroken
+from gsalign.data.layout import Singletons
+from gsalign.data.registry import DatasetName
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -100,9 +101,13 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["cargo"] = Field(default="cargo", description="layout of the data set")
+    name: DatasetName = Field(
+        default="cargo",
+        description="data set: `cargo`, `ag_reid`, `ag_reid_v2`, `market1501`, or one's own images "
+        "in a `folder` or a `table`",
+    )
     root: Path = Field(
-        default=Path("data/cargo"), description="folder with train, query and gallery"
+        default=Path("data/cargo"), description="folder of the data set, or the table"
     )
     image_size: tuple[int, int] = Field(default=(256, 128), description="(height, width) in pixels")
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)

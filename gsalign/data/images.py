@@ -26,14 +26,19 @@ Cache = Literal["none", "memory"]
 
 # The container formats that torchvision decodes; it is about twice as fast as Pillow on JPEG.
 _FAST_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+_SIXTEEN_BITS = 0xFFFF
+# Nobody can be told from fewer pixels than these in height or width.
+_SMALLEST = 8
+_FORMATS = {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",)}
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
     """Decode an image file.
 
     Args:
-        path: JPEG, PNG, or whatever else Pillow reads. Grey and palette images become RGB, an
-            alpha channel is dropped, an EXIF orientation is not applied (as in the published code).
+        path: JPEG, PNG, or whatever else Pillow reads. Grey, palette and CMYK images become RGB,
+            16 bits become 8 by rounding, an alpha channel is dropped, an EXIF orientation is not
+            applied (as in the published code).
 
     Returns:
         RGB, uint8 ``[3, H, W]``.
@@ -44,19 +49,33 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     file = Path(path)
     if file.suffix.lower() in _FAST_SUFFIXES:
         try:
-            return decode_image(str(file), mode=ImageReadMode.RGB)
+            return _eight_bits(decode_image(str(file), mode=ImageReadMode.RGB))
         except (RuntimeError, ValueError):
             # Pillow knows more colour models and gives the better message; let it judge.
             pass
     try:
         with Image.open(file) as image:
+            if image.mode.startswith("I"):
+                # Pillow would cut 16 bits of grey off at 255 instead of scaling them.
+                grey = np.clip(np.array(image), 0, _SIXTEEN_BITS).astype(np.int32)
+                return _eight_bits(torch.from_numpy(grey).expand(3, -1, -1))
             pixels = np.array(image.convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"image {file} does not exist") from None
     except Exception as error:  # Pillow's plugins raise anything, struct.error included
+        if file.is_file() and file.stat().st_size == 0:
+            raise DataError(f"image {file} is empty (0 bytes)") from None
         reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason.removesuffix(f" {str(file)!r}")
         raise DataError(f"image {file} cannot be read: {reason}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _eight_bits(pixels: Tensor) -> Tensor:
+    """Round pixels of 16 bits to 8; white stays white. Those of 8 bits are returned as they are."""
+    if pixels.dtype == torch.uint8:
+        return pixels
+    return ((pixels.int() + 128) // 257).to(torch.uint8)
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -83,10 +102,38 @@ class ImageCheck:
     Attributes:
         split: the split without the broken images.
         broken: one line per broken image, naming the file and the reason.
+        odd: one line per image that can be read but is not what one expects, see ``oddity``.
     """
 
     split: Split
     broken: tuple[str, ...]
+    odd: tuple[str, ...] = ()
+
+
+def oddity(path: str | os.PathLike[str]) -> str:
+    """Say what is unusual about an image that can be read; only its header is looked at.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One line that names the file; empty for an RGB or grey image of 8 bits, of at least 8 x 8
+        pixels, whose format is that of its suffix.
+    """
+    file = Path(path)
+    with Image.open(file) as image:
+        width, height = image.size
+        found = []
+        if min(width, height) < _SMALLEST:
+            found.append(f"has {width} x {height} pixels")
+        if image.mode.startswith("I") or "16B" in str(image.tile):
+            found.append("has 16 bits per channel; they are read as 8")
+        elif image.mode not in ("RGB", "L"):
+            found.append(f"is {image.mode}; it is read as RGB")
+        formats = _FORMATS.get(file.suffix.lower(), ())
+        if formats and image.format not in formats:
+            found.append(f"is a {image.format} named {file.suffix}")
+    return f"image {file} {', '.join(found)}" if found else ""
 
 
 def check_images(
@@ -111,17 +158,19 @@ def check_images(
         DataError: ``on_broken`` is ``"error"`` and an image is broken; it counts and names them.
     """
 
-    def problem(path: Path) -> str:
+    def look(path: Path) -> tuple[str, str]:
         try:
             read_image(path)
         except DataError as error:
-            return str(error)
-        return ""
+            return str(error), ""
+        return "", oddity(path)
 
     problems: list[str] = []
+    odd: list[str] = []
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        for text in pool.map(problem, split.paths):
-            problems.append(text)
+        for problem, unusual in pool.map(look, split.paths):
+            problems.append(problem)
+            odd += filter(None, [unusual])
             if progress is not None:
                 progress(len(problems), len(split))
     broken = tuple(text for text in problems if text)
@@ -132,7 +181,7 @@ def check_images(
             f"{'; '.join(broken[:5])}{more}. Replace them, or set on_broken to 'skip'"
         )
     good = tuple(record for record, text in zip(split.records, problems, strict=True) if not text)
-    return ImageCheck(Split(split.name, good), broken)
+    return ImageCheck(Split(split.name, good), broken, tuple(odd))
 
 
 class ImageStore:

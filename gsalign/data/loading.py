@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gsalign.data.cargo import load_cargo
 from gsalign.data.config import DataConfig
 from gsalign.data.images import ImageStore, OnBroken
 from gsalign.data.records import ReIDDataset, Split, contiguous_labels
+from gsalign.data.registry import get_dataset_entry
 from gsalign.data.samplers import (
     Draw,
     IdentityBatchSampler,
@@ -232,7 +232,8 @@ def load_dataset(config: DataConfig) -> ReIDDataset:
     Raises:
         DataError: see ``load_cargo``.
     """
-    return load_cargo(config.root, singletons=config.singletons, max_bad_names=config.max_bad_names)
+    load = get_dataset_entry(config.name).load
+    return load(config.root, singletons=config.singletons, max_bad_names=config.max_bad_names)
 
 
 def train_loader(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,16 @@ GROUND = 0
 AERIAL = 1
 VIEW_NAMES = {GROUND: "ground", AERIAL: "aerial"}
 
+# The protocols of a set whose every image has a view: CARGO's, and those of any set like it.
+VIEW_PROTOCOLS = (
+    "all",
+    "ground-ground",
+    "aerial-aerial",
+    "aerial-ground-vdt",
+    "aerial-to-ground",
+    "ground-to-aerial",
+)
+
 
 @dataclass(frozen=True)
 class ImageRecord:
@@ -21,11 +31,16 @@ class ImageRecord:
 
     Attributes:
         path: the image file.
-        identity: the person, numbered as in the file name (not a contiguous label).
-        camera: the camera, numbered as in the file name.
+        identity: the person, numbered as in the file name (not a contiguous label); -1 where
+            nobody knows.
+        camera: the camera, numbered as in the file name; a negative number of its own where it is
+            not known, so that it is no other image's camera.
         view: ``GROUND`` (0) or ``AERIAL`` (1).
         time: ``"day"`` or ``"night"``; empty where the data set does not say.
         index: the running number of the image in its file name; -1 where there is none.
+        identity_text: the identity where it is a text; empty where it is the number.
+        camera_text: likewise the camera.
+        lists: the protocols whose list names the image, in a set that has such lists.
     """
 
     path: Path
@@ -34,6 +49,19 @@ class ImageRecord:
     view: int
     time: str = ""
     index: int = -1
+    identity_text: str = ""
+    camera_text: str = ""
+    lists: tuple[str, ...] = ()
+
+    @property
+    def identity_name(self) -> str:
+        """The identity as its owner writes it; empty if it is not known."""
+        return self.identity_text or ("" if self.identity < 0 else str(self.identity))
+
+    @property
+    def camera_name(self) -> str:
+        """The camera as its owner writes it; empty if it is not known."""
+        return self.camera_text or ("" if self.camera < 0 else str(self.camera))
 
 
 @dataclass(frozen=True)
@@ -85,13 +113,22 @@ class Split:
 
     @property
     def num_identities(self) -> int:
-        """Number of different identities."""
-        return int(np.unique(self.identities).size)
+        """Number of different identities; images of nobody known count as none."""
+        return int(np.unique(self.identities[self.identities >= 0]).size)
 
     @property
     def num_cameras(self) -> int:
-        """Number of different cameras."""
-        return int(np.unique(self.cameras).size)
+        """Number of different cameras, as far as they are known."""
+        return int(np.unique(self.cameras[self.cameras >= 0]).size)
+
+    @cached_property
+    def lists(self) -> Mapping[str, NDArray[np.bool_]]:
+        """Which images are on the list of a protocol, bool ``[N]``, by the protocol's name."""
+        names = sorted({name for record in self.records for name in record.lists})
+        return {
+            name: np.array([name in record.lists for record in self.records], dtype=np.bool_)
+            for name in names
+        }
 
     def select(self, keep: Callable[[ImageRecord], bool], name: str | None = None) -> Split:
         """Return the images for which ``keep`` is true, in the same order.
@@ -115,6 +152,10 @@ class ReIDDataset:
         gallery: test images that are searched.
         notes: what the reader had to say about the folder (names left out, identities dropped);
             each is one line.
+        protocols: names of the protocols the set is evaluated by, see
+            ``gsalign.evaluation.protocols``.
+        ignored: by split, the images that are there and take no part by the set's own rules, as
+            the junk of Market-1501.
     """
 
     name: str
@@ -123,6 +164,8 @@ class ReIDDataset:
     query: Split
     gallery: Split
     notes: tuple[str, ...] = field(default=())
+    protocols: tuple[str, ...] = VIEW_PROTOCOLS
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[Split, Split, Split]:

@@ -7,10 +7,13 @@ import math
 
 from gsalign.engine.config import NO_SELECTION, VALIDATION
 from gsalign.engine.distributed import share_buffers
-from gsalign.engine.testing import evaluate_network
+from gsalign.engine.testing import embed_splits
 from gsalign.engine.trainer import Hook, Trainer
-from gsalign.evaluation import EvaluationResult
+from gsalign.errors import DataError
+from gsalign.evaluation import EvaluationResult, Features, compare, evaluate_features
+from gsalign.evaluation.protocols import validation_protocols
 from gsalign.evaluation.report import results_table
+from gsalign.evaluation.verification import calibrate_threshold
 from gsalign.model import save_weights
 
 logger = logging.getLogger(__name__)
@@ -19,7 +22,8 @@ logger = logging.getLogger(__name__)
 class EvaluationHook(Hook):
     """Evaluates every ``training.evaluate_every`` epochs (or iterations) and at the end.
 
-    The test protocols are always evaluated, the validation split too where there is one. Weights
+    The test protocols are always evaluated, the validation split too where there is one, and then
+    an open-set threshold calibrated on it and tried on the test is recorded. Weights
     become ``model_best`` as ``training.select_on`` says: the last ones, or those with the best
     ``training.select_by`` on the validation split (protocol ``all``) or on a test protocol.
     """
@@ -44,13 +48,16 @@ class EvaluationHook(Hook):
         trainer.check_losses()
         share_buffers(trainer.accelerator, trainer.network)
         splits = {"test": (trainer.dataset.query, trainer.dataset.gallery)}
+        protocols = {"test": trainer.dataset.protocols}
         if trainer.validation is not None:
             splits = {VALIDATION: trainer.validation, **splits}
+            protocols[VALIDATION] = validation_protocols(trainer.dataset.protocols)
         done = trainer.progress.iteration
         results: dict[str, dict[str, EvaluationResult]] = {}
+        features: dict[str, tuple[Features, Features]] = {}
         for name, (query, gallery) in splits.items():
             with trainer.interruptible():
-                results[name] = evaluate_network(
+                features[name] = embed_splits(
                     trainer.network,
                     query,
                     gallery,
@@ -58,6 +65,7 @@ class EvaluationHook(Hook):
                     trainer.accelerator,
                     report=trainer.display.testing,
                 )
+                results[name] = evaluate_features(*features[name], protocols=protocols[name])
             label = trainer.dataset.name if name == "test" else f"{trainer.dataset.name} {name}"
             logger.info(
                 "%s",
@@ -68,6 +76,8 @@ class EvaluationHook(Hook):
             if trainer.recorder is not None:
                 epoch = round(done / trainer.epoch_length, 4)
                 record = {"iteration": done, "epoch": epoch, "split": name}
+                if name == "test" and VALIDATION in features:
+                    record["threshold"] = _threshold(features, protocols["test"])
                 trainer.recorder.evaluation(record, results[name])
         trainer.progress.evaluated = done
         self._select(trainer, results)
@@ -92,3 +102,15 @@ class EvaluationHook(Hook):
         progress.best, progress.best_iteration = value, progress.iteration
         if trainer.accelerator.is_main_process:
             save_weights(trainer.network, trainer.folder.best)
+
+
+def _threshold(
+    features: dict[str, tuple[Features, Features]], protocols: tuple[str, ...]
+) -> dict[str, object] | None:
+    """The open-set threshold from the validation split; None if too few pairs give none."""
+    tests = [compare(*features["test"], name) for name in protocols]
+    try:
+        return calibrate_threshold(compare(*features[VALIDATION], "all"), tests).as_dict()
+    except DataError as error:
+        logger.info("%s", error)
+        return None

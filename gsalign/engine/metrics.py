@@ -6,7 +6,11 @@ Every line has ``kind`` (``"train"`` or ``"evaluation"``), ``iteration`` (iterat
 iteration), ``max_mem`` (MB), ``angles`` (layer to mean and spread of the LTPS angle in the last
 batch, radians). An ``evaluation`` line has ``split`` (``"test"`` or ``"validation"``) and
 ``protocols``: name to ``Rank-1``, ``Rank-5``, ``Rank-10``, ``mAP``, ``mINP``, ``metric`` (percent,
-null where no query is valid) and the counts ``queries``, ``valid_queries``, ``gallery``.
+null where no query is valid) and the counts ``queries``, ``valid_queries``, ``gallery``. That of
+the test has ``threshold`` where there is a validation split: the cosine ``distance`` up to which
+two images are taken for one person, calibrated on the validation for a false accept rate of
+``target_false_accept`` percent, and its ``false_accept`` and ``false_reject`` rates (percent) and
+numbers of pairs on ``validation`` and, by protocol, on ``test``; null if no threshold keeps to it.
 """
 
 from __future__ import annotations

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from gsalign.data import DataConfig, Split, evaluation_loader
 from gsalign.data.synthetic import BODY_PARTS, has_part_labels, read_part_labels, read_truth
@@ -66,7 +68,7 @@ def embed_split(
         embeddings, indices = mine.embeddings, torch.from_numpy(mine.indices)
         visibility = mine.visibility
         if processes == 1:
-            return mine
+            return replace(mine, lists=_lists(split, mine.indices))
     else:
         slots = (1 + network.config.parts,) if network.config.parts else ()
         embeddings = torch.empty(0, *slots, network.config.width)
@@ -84,7 +86,42 @@ def embed_split(
         indices=places,
         paths=tuple(str(split.records[place].path) for place in places.tolist()),
         visibility=visibility,
+        lists=_lists(split, places),
     )
+
+
+def _lists(split: Split, places: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    return {name: listed[places] for name, listed in split.lists.items()}
+
+
+def embed_splits(
+    network: GSAlign,
+    query: Split,
+    gallery: Split,
+    config: DataConfig,
+    accelerator: Accelerator,
+    *,
+    flip_test: FlipTest = "off",
+    report: Report | None = None,
+) -> tuple[Features, Features]:
+    """Features of a query and a gallery, on the accelerator's device, the same on every process.
+
+    Args:
+        network: unwrapped, on the accelerator's device; its mode stays.
+        query: images that ask.
+        gallery: images that are searched.
+        config: how images are read.
+        accelerator: of the run.
+        flip_test: see ``gsalign.evaluation.features.embed_batch``.
+        report: told of the progress over both splits.
+    """
+    shares = [-(-len(split) // accelerator.num_processes) for split in (query, gallery)]
+    features = []
+    for split, before in ((query, 0), (gallery, shares[0])):
+        done = None if report is None else _offset(report, before, sum(shares))
+        made = embed_split(network, split, config, accelerator, flip_test=flip_test, progress=done)
+        features.append(made.to(accelerator.device))
+    return features[0], features[1]
 
 
 def evaluate_network(
@@ -106,17 +143,13 @@ def evaluate_network(
         gallery: images that are searched.
         config: how images are read.
         accelerator: of the run.
-        protocols: names, see ``gsalign.evaluation.PROTOCOLS``.
+        protocols: names, see ``gsalign.evaluation.KNOWN_PROTOCOLS``.
         flip_test: see ``gsalign.evaluation.features.embed_batch``.
         report: told of the progress over both splits.
     """
-    shares = [-(-len(split) // accelerator.num_processes) for split in (query, gallery)]
-    features = []
-    for split, before in ((query, 0), (gallery, shares[0])):
-        done = None if report is None else _offset(report, before, sum(shares))
-        features.append(
-            embed_split(network, split, config, accelerator, flip_test=flip_test, progress=done)
-        )
+    features = embed_splits(
+        network, query, gallery, config, accelerator, flip_test=flip_test, report=report
+    )
     return evaluate_features(*features, protocols=protocols)
 
 

@@ -29,7 +29,7 @@ from gsalign.data import (
     train_loader,
 )
 from gsalign.engine.angles import AngleMonitor
-from gsalign.engine.config import VALIDATION
+from gsalign.engine.config import NO_SELECTION, VALIDATION
 from gsalign.engine.determinism import deterministic
 from gsalign.engine.display import Display
 from gsalign.engine.distributed import build_accelerator, gather_rows
@@ -137,6 +137,12 @@ class Trainer:
             find_unused_parameters=training.find_unused_parameters,
         )
         dataset = load_dataset(config.data) if dataset is None else dataset
+        if training.select_on not in (NO_SELECTION, VALIDATION, *dataset.protocols):
+            raise ConfigError(
+                f"training.select_on is {training.select_on!r}, which data set {dataset.name} is "
+                f"not evaluated by; wanted {NO_SELECTION}, {VALIDATION} or one of "
+                f"{', '.join(dataset.protocols)}"
+            )
         self.validation: tuple[Split, Split] | None = None
         if training.select_on == VALIDATION:
             fraction = config.data.validation_fraction

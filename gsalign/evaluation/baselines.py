@@ -13,7 +13,7 @@ from gsalign.data.images import ImageStore
 from gsalign.data.records import Split
 from gsalign.evaluation.features import Features
 from gsalign.evaluation.metrics import MAX_RANK
-from gsalign.evaluation.protocols import Protocol, get_protocol
+from gsalign.evaluation.protocols import Protocol, get_protocol, membership
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,11 @@ def chance_level(query: Split, gallery: Split, protocol: str | Protocol = "all")
         protocol: which of them, and what is left out.
 
     Raises:
-        ConfigError: the protocol is unknown.
+        ConfigError: the protocol is unknown, or wants a list that the splits do not have.
     """
     chosen = get_protocol(protocol)
-    rows, columns = chosen.select(query.views, gallery.views)
+    lists = membership(chosen, query.lists, gallery.lists)
+    rows, columns = chosen.select(query.views, gallery.views, lists)
     query_cameras = (query.views if chosen.camera_is_view else query.cameras)[rows]
     cameras = (gallery.views if chosen.camera_is_view else gallery.cameras)[columns]
     identities = gallery.identities[columns]
@@ -158,4 +159,5 @@ def histogram_features(
         views=split.views,
         indices=np.arange(len(split), dtype=np.int64),
         paths=tuple(str(path) for path in split.paths),
+        lists=split.lists,
     )

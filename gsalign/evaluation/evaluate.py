@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from gsalign.errors import DataError
 from gsalign.evaluation.distances import BLOCK_BYTES, Array, Metric, as_tensor, distance_blocks
 from gsalign.evaluation.metrics import MAX_RANK, EvaluationResult
-from gsalign.evaluation.protocols import PROTOCOLS, Protocol, get_protocol
+from gsalign.evaluation.protocols import PROTOCOLS, Membership, Protocol, get_protocol
 from gsalign.evaluation.ranking import Ranker, Ranking, rank
 
 
@@ -60,7 +60,7 @@ def evaluate(
         gallery_visibility: the same for the gallery, ``[G, P]``.
         protocol: one of ``PROTOCOLS``, or a ``Protocol`` of your own.
         metric: of the embeddings: ``"cosine"`` or ``"euclidean"``.
-        ranker: ``"auto"``, ``"cpp"`` or ``"numpy"``; the results are the same.
+        ranker: ``"auto"``, ``"cpp"``, ``"torch"`` or ``"numpy"``; the results are the same.
         max_rank: length of the CMC curve.
         block_bytes: the largest block of distances held beside ``distances``.
 
@@ -106,6 +106,7 @@ def evaluate_protocols(
     query_visibility: Array | None = None,
     gallery_visibility: Array | None = None,
     protocols: Iterable[str | Protocol] = tuple(PROTOCOLS),
+    lists: Mapping[str, Membership] | None = None,
     metric: Metric = "cosine",
     ranker: Ranker = "auto",
     max_rank: int = MAX_RANK,
@@ -113,7 +114,8 @@ def evaluate_protocols(
 ) -> dict[str, EvaluationResult]:
     """Evaluate several protocols on the same distances, computing these once.
 
-    Args and errors are those of ``evaluate``.
+    Args and errors are those of ``evaluate``; and ``lists`` has, by name, which queries ``[Q]``
+    and gallery images ``[G]`` are on the list of a protocol that has one.
 
     Returns:
         Protocol name to result, in the order asked.
@@ -138,7 +140,10 @@ def evaluate_protocols(
         _column("gallery_cameras", gallery_cameras, num_gallery),
     )
     views = _views(chosen, query_views, gallery_views, num_queries, num_gallery)
-    selections = {protocol.name: protocol.select(*views) for protocol in chosen}
+    selections = {
+        protocol.name: protocol.select(*views, (lists or {}).get(protocol.name))
+        for protocol in chosen
+    }
     parts: dict[str, list[Ranking]] = {protocol.name: [] for protocol in chosen}
     for start, block in blocks:
         stop = start + len(block)
@@ -157,14 +162,15 @@ def evaluate_protocols(
                 )
             except DataError:
                 # The ranker saw a part of the matrix; say where the NaN is in the whole.
-                row, column = np.argwhere(np.isnan(block))[0].tolist()
+                row, column = block.isnan().nonzero()[0].tolist()
                 raise DataError(
                     f"the distance of query {start + row} to gallery image {column} is NaN; "
                     "the embeddings it came from are not finite"
                 ) from None
             parts[protocol.name].append(ranking)
     return {
-        name: _join(name, rankings, *selections[name], max_rank) for name, rankings in parts.items()
+        name: join_rankings(name, rankings, *selections[name], max_rank)
+        for name, rankings in parts.items()
     }
 
 
@@ -175,8 +181,8 @@ def _blocks(
     metric: Metric,
     visibility: tuple[Array, Array] | None,
     block_bytes: int,
-) -> tuple[Iterator[tuple[int, NDArray[np.floating]]], int, int]:
-    """Return an iterator over blocks of rows as NumPy arrays, and the shape of the whole."""
+) -> tuple[Iterator[tuple[int, Tensor]], int, int]:
+    """Return an iterator over blocks of rows, and the shape of the whole."""
     if distances is not None:
         if query is not None or gallery is not None or visibility is not None:
             raise ValueError("give either distances, or query and gallery, not both")
@@ -185,27 +191,20 @@ def _blocks(
             raise ValueError(f"distances has shape {tuple(matrix.shape)}; wanted [Q, G]")
         rows = max(1, block_bytes // max(1, matrix.shape[1] * matrix.element_size()))
         whole = ((start, matrix[start : start + rows]) for start in range(0, len(matrix), rows))
-        return ((start, _numpy(block)) for start, block in whole), *matrix.shape
+        return whole, *matrix.shape
     if query is None or gallery is None:
         raise ValueError("give distances, or both query and gallery")
     made = distance_blocks(query, gallery, metric, visibility=visibility, block_bytes=block_bytes)
-    return ((start, _numpy(block)) for start, block in made), len(query), len(gallery)
+    return made, len(query), len(gallery)
 
 
-def _numpy(block: Tensor) -> NDArray[np.floating]:
-    if block.dtype not in (torch.float32, torch.float64):
-        block = block.double()
-    array: NDArray[np.floating] = block.cpu().numpy()
-    return array
-
-
-def _take(
-    block: NDArray[np.floating], rows: NDArray[np.int64], columns: NDArray[np.int64]
-) -> NDArray[np.floating]:
+def _take(block: Tensor, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Tensor:
     # Rows are taken as they lie where possible; most protocols keep them all.
     if len(rows) != len(block):
-        block = block[rows]
-    return block if len(columns) == block.shape[1] else block[:, columns]
+        block = block[torch.from_numpy(rows).to(block.device)]
+    if len(columns) == block.shape[1]:
+        return block
+    return block[:, torch.from_numpy(columns).to(block.device)]
 
 
 def _column(name: str, values: ArrayLike, length: int) -> NDArray[np.int64]:
@@ -237,13 +236,23 @@ def _views(
     )
 
 
-def _join(
+def join_rankings(
     name: str,
     parts: list[Ranking],
     rows: NDArray[np.int64],
     columns: NDArray[np.int64],
     max_rank: int,
 ) -> EvaluationResult:
+    """Put the rankings of blocks of queries together to the result of a protocol.
+
+    Args:
+        name: of the protocol.
+        parts: rankings of consecutive blocks.
+        rows: place of every query in the whole query.
+        columns: places of the gallery images in the whole gallery.
+        max_rank: length of the CMC curve.
+    """
+
     def joined(field: str, dtype: type) -> NDArray:
         return np.concatenate([np.empty(0, dtype), *(getattr(part, field) for part in parts)])
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from gsalign.data.loading import Batch
 from gsalign.data.transforms import normalize as normalize_pixels
 from gsalign.errors import ConfigError, DataError
-from gsalign.evaluation.distances import Metric, pairwise_distances
+from gsalign.evaluation.comparison import Search, compare
+from gsalign.evaluation.distances import pairwise_distances
 from gsalign.evaluation.evaluate import evaluate_protocols
 from gsalign.evaluation.metrics import MAX_RANK, EvaluationResult
-from gsalign.evaluation.protocols import PROTOCOLS, Protocol
+from gsalign.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, membership
 from gsalign.evaluation.ranking import Ranker
 from gsalign.model import GSAlign, PartEmbeddings
 
@@ -39,6 +40,7 @@ class Features:
         indices: place of each image in its split, int64 ``[N]``.
         paths: the files.
         visibility: float32 ``[N, 1 + P]``, how visible each part is; None without parts.
+        lists: which images are on the list of a protocol, bool ``[N]``, by the protocol's name.
     """
 
     embeddings: Tensor
@@ -48,10 +50,30 @@ class Features:
     indices: NDArray[np.int64]
     paths: tuple[str, ...]
     visibility: Tensor | None = None
+    lists: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.paths)
+
+    def take(self, places: NDArray[np.int64]) -> Features:
+        """Return the features of some of the images, in the order of ``places``."""
+        rows = torch.from_numpy(places).to(self.embeddings.device)
+        return Features(
+            embeddings=self.embeddings[rows],
+            identities=self.identities[places],
+            cameras=self.cameras[places],
+            views=self.views[places],
+            indices=self.indices[places],
+            paths=tuple(self.paths[place] for place in places.tolist()),
+            visibility=None if self.visibility is None else self.visibility[rows],
+            lists={name: listed[places] for name, listed in self.lists.items()},
+        )
+
+    def to(self, device: torch.device | str) -> Features:
+        """Return the features with their embeddings on ``device``, where they are compared."""
+        visibility = None if self.visibility is None else self.visibility.to(device)
+        return replace(self, embeddings=self.embeddings.to(device), visibility=visibility)
 
 
 def embed_batch(
@@ -211,11 +233,43 @@ def evaluate_features(
     gallery: Features,
     *,
     protocols: Iterable[str | Protocol] = tuple(PROTOCOLS),
-    metric: Metric = "cosine",
+    search: Search | None = None,
     ranker: Ranker = "auto",
     max_rank: int = MAX_RANK,
 ) -> dict[str, EvaluationResult]:
-    """Evaluate protocols on two sets of features; see ``evaluate`` for arguments and errors."""
+    """Evaluate protocols on two sets of features.
+
+    Args:
+        query: features that ask.
+        gallery: features that are searched.
+        protocols: names, or protocols of your own.
+        search: how distances are made; plain cosine distances if None. Expansion and re-ranking
+            see the queries and the gallery of one protocol at a time, as if there were no others.
+        ranker: see ``evaluate``.
+        max_rank: likewise.
+
+    Returns:
+        Protocol name to result, in the order asked.
+
+    Raises:
+        ConfigError: a protocol is unknown or wants a list the features do not have, or the search
+            does not fit the features.
+        DataError: a distance is NaN.
+    """
+    chosen = [get_protocol(protocol) for protocol in protocols]
+    how = Search() if search is None else search
+    if not how.is_plain:
+        return {
+            protocol.name: compare(query, gallery, protocol, how).evaluate(
+                ranker=ranker, max_rank=max_rank
+            )
+            for protocol in chosen
+        }
+    lists = {
+        protocol.name: found
+        for protocol in chosen
+        if (found := membership(protocol, query.lists, gallery.lists)) is not None
+    }
     return evaluate_protocols(
         query=query.embeddings,
         gallery=gallery.embeddings,
@@ -227,8 +281,9 @@ def evaluate_features(
         gallery_views=gallery.views,
         query_visibility=query.visibility,
         gallery_visibility=gallery.visibility,
-        protocols=protocols,
-        metric=metric,
+        protocols=chosen,
+        lists=lists,
+        metric=how.metric,
         ranker=ranker,
         max_rank=max_rank,
     )

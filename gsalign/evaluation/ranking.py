@@ -1,4 +1,4 @@
-"""Ranks of the positives of every query: a NumPy reference, and the compiled ranker."""
+"""Ranks of the positives of every query: three rankers that give the same numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from types import ModuleType
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gsalign.errors import ConfigError, DataError
 from gsalign.evaluation.metrics import average_precision, inverse_negative_penalty
+from gsalign.evaluation.positive_ranks import positive_ranks
 
-Ranker = Literal["auto", "numpy", "cpp"]
+Ranker = Literal["auto", "numpy", "cpp", "torch"]
+_RANKERS = ("auto", "numpy", "cpp", "torch")
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,11 @@ _compiled, _why_not = _load_compiled()
 
 def ranking_report() -> dict[str, str]:
     """Say which rankers can serve: name to the empty string, or to the reason why not."""
-    return {"cpp": _why_not, "numpy": ""}
+    return {"cpp": _why_not, "numpy": "", "torch": ""}
 
 
 def rank(
-    distances: NDArray[np.floating],
+    distances: NDArray[np.floating] | Tensor,
     query_identities: NDArray[np.int64],
     gallery_identities: NDArray[np.int64],
     query_cameras: NDArray[np.int64],
@@ -58,16 +62,19 @@ def rank(
 
     For each query the gallery images of the same identity and camera are left out; the others of
     that identity are its positives. The order is by distance and, for equal distances, by place in
-    the gallery. Both rankers give the same numbers to the last bit.
+    the gallery. All rankers give the same numbers to the last bit.
 
     Args:
-        distances: float32 or float64 ``[Q, G]``; other types are converted to float64.
+        distances: float32 or float64 ``[Q, G]``, NumPy array or tensor; other types are converted
+            to float64.
         query_identities: ``[Q]``.
         gallery_identities: ``[G]``.
         query_cameras: ``[Q]``.
         gallery_cameras: ``[G]``.
-        ranker: ``"cpp"`` (exact, no full sort, linear memory), ``"numpy"`` (the reference), or
-            ``"auto"``: compiled where it is built, else NumPy; ``ranking_report`` tells.
+        ranker: ``"cpp"`` (exact, no full sort, linear memory), ``"torch"`` (where the distances
+            are, so on a GPU too), ``"numpy"`` (the reference, which sorts), or ``"auto"``: torch
+            for a tensor on a GPU; else compiled where it is built, else NumPy; ``ranking_report``
+            tells.
         threads: of the compiled ranker; 0 is all.
 
     Returns:
@@ -78,10 +85,10 @@ def rank(
         DataError: a distance is NaN.
         ConfigError: ``ranker`` is unknown, or ``"cpp"`` and it is not there.
     """
-    if distances.dtype not in (np.float32, np.float64):
-        distances = distances.astype(np.float64)
+    if ranker not in _RANKERS:
+        raise ConfigError(f"ranker is {ranker!r}; it must be one of {', '.join(_RANKERS)}")
     if distances.ndim != 2:
-        raise ValueError(f"distances has shape {distances.shape}; wanted [Q, G]")
+        raise ValueError(f"distances has shape {tuple(distances.shape)}; wanted [Q, G]")
     columns = []
     for name, column, length in (
         ("query_identities", query_identities, distances.shape[0]),
@@ -92,11 +99,15 @@ def rank(
         column = np.ascontiguousarray(column, dtype=np.int64)
         if column.shape != (length,):
             raise ValueError(
-                f"{name} has shape {column.shape}; distances {distances.shape} want ({length},)"
+                f"{name} has shape {column.shape}; distances "
+                f"{tuple(distances.shape)} want ({length},)"
             )
         columns.append(column)
-    if ranker not in ("auto", "numpy", "cpp"):
-        raise ConfigError(f"ranker is {ranker!r}; it must be 'auto', 'numpy' or 'cpp'")
+    if ranker == "torch" or (
+        ranker == "auto" and isinstance(distances, Tensor) and distances.is_cuda
+    ):
+        return _rank_torch(distances, *columns)
+    distances = _as_array(distances)
     if ranker == "cpp" and _compiled is None:
         raise ConfigError(f"ranker 'cpp' cannot run: {_why_not}; use 'numpy' or 'auto'")
     if ranker == "numpy" or _compiled is None:
@@ -110,6 +121,47 @@ def rank(
             raise
         raise DataError(_nan_message(str(error))) from None
     return Ranking(**scores)
+
+
+def _as_array(distances: NDArray[np.floating] | Tensor) -> NDArray[np.floating]:
+    if isinstance(distances, Tensor):
+        if distances.dtype not in (torch.float32, torch.float64):
+            distances = distances.double()
+        distances = distances.detach().cpu().numpy()
+    if distances.dtype not in (np.float32, np.float64):
+        distances = distances.astype(np.float64)
+    return distances
+
+
+def _rank_torch(distances: NDArray[np.floating] | Tensor, *columns: NDArray[np.int64]) -> Ranking:
+    if not isinstance(distances, Tensor):
+        # A copy, because torch takes neither all strides nor read-only arrays.
+        distances = torch.from_numpy(np.array(_as_array(distances)))
+    distances = distances.detach()
+    if distances.dtype not in (torch.float32, torch.float64):
+        distances = distances.double()
+    bad = distances.isnan()
+    if bad.any():
+        row, column = bad.nonzero()[0].tolist()
+        raise DataError(_nan_message(f"distances[{row}, {column}] is NaN"))
+    ranks, counts = positive_ranks(distances, *columns)
+    shares = np.arange(1, ranks.shape[1] + 1) / np.maximum(ranks, 1)
+    valid = counts > 0
+    last = np.maximum(counts, 1) - 1
+    every = np.arange(len(ranks))
+    result = Ranking(
+        num_positives=counts,
+        first_rank=np.zeros(len(ranks), dtype=np.int64),
+        average_precision=np.full(len(ranks), np.nan),
+        inp=np.full(len(ranks), np.nan),
+    )
+    if valid.any():
+        result.first_rank[valid] = ranks[valid, 0]
+        # cumsum adds from left to right, as the other rankers do.
+        sums = np.cumsum(shares, axis=1)[every, last]
+        result.average_precision[valid] = sums[valid] / counts[valid]
+        result.inp[valid] = counts[valid] / ranks[every, last][valid]
+    return result
 
 
 def _nan_message(what: str) -> str:

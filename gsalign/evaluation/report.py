@@ -8,7 +8,8 @@ from typing import Protocol as Interface
 from rich import box
 from rich.table import Table
 
-from gsalign.evaluation.protocols import PROTOCOLS
+from gsalign.evaluation.protocols import protocol_title
+from gsalign.evaluation.verification import FALSE_POSITIVE_RATES, OpenSetThreshold
 
 COLUMNS = ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP", "metric")
 
@@ -58,10 +59,9 @@ def result_rows(
     rows = []
     for name, result in results.items():
         summary = result if isinstance(result, Mapping) else result.as_dict()
-        label = PROTOCOLS[name].title if name in PROTOCOLS else name
         rows.append(
             (
-                f"{dataset} {label}".strip(),
+                f"{dataset} {protocol_title(name)}".strip(),
                 *(_percent(summary.get(column)) for column in COLUMNS),
                 f"{summary['valid_queries']}/{summary['queries']}",
             )
@@ -69,5 +69,62 @@ def result_rows(
     return rows
 
 
-def _percent(value: float | int | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def roc_table(rates: Mapping[str, Summary], *, dataset: str = "") -> Table:
+    """Lay true positive rates out as a rich table, a row per protocol.
+
+    Args:
+        rates: protocol name to ``Verification.as_dict``.
+        dataset: put before each protocol.
+
+    Returns:
+        The rates in percent and the numbers of pairs of one person and of two; a dash where a
+        false positive rate is less than one pair.
+    """
+    headings = [f"TPR@FPR={rate:.0e}" for rate in FALSE_POSITIVE_RATES]
+    table = Table(
+        title="true positive rate in percent, at a false positive rate of",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+    table.add_column("Dataset", no_wrap=True)
+    rates_of = (f"{rate:.0e}" for rate in FALSE_POSITIVE_RATES)
+    for heading in (*rates_of, "same person", "other"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, figures in rates.items():
+        table.add_row(
+            f"{dataset} {protocol_title(name)}".strip(),
+            *(_percent(figures[heading]) for heading in headings),
+            *(f"{figures[pairs]:,}" for pairs in ("positives", "negatives")),
+        )
+    return table
+
+
+def threshold_table(threshold: OpenSetThreshold) -> Table:
+    """Lay an open-set threshold out as a rich table: its error rates in percent, by split."""
+    distance = threshold.calibration.threshold
+    table = Table(
+        title=f"same person up to a distance of {distance:.4f}, calibrated for a false accept rate "
+        f"of {threshold.target:g}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+    table.add_column("pairs of", no_wrap=True)
+    for heading in ("false accept", "false reject", "same person", "other"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows = {"validation": threshold.calibration}
+    rows |= {f"test {protocol_title(name)}": rates for name, rates in threshold.test.items()}
+    for label, rates in rows.items():
+        figures = rates.as_dict()
+        table.add_row(
+            label,
+            *(_percent(figures[rate], digits=4) for rate in ("false_accept", "false_reject")),
+            f"{rates.positives:,}",
+            f"{rates.negatives:,}",
+        )
+    return table
+
+
+def _percent(value: float | int | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

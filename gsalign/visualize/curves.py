@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from gsalign.evaluation.protocols import PROTOCOLS
+from gsalign.evaluation.protocols import KNOWN_PROTOCOLS, protocol_title
 from gsalign.visualize.style import INK, QUIET, SERIES, house_style, new_figure, save_figure
 
 Record = dict[str, Any]
@@ -110,7 +110,7 @@ def _retrieval(axes: Axes, tests: Sequence[Record]) -> None:
     if not tests:
         _say(axes, "not evaluated yet")
         return
-    names = [name for name in PROTOCOLS if name in tests[-1]["protocols"]]
+    names = [name for name in KNOWN_PROTOCOLS if name in tests[-1]["protocols"]]
     if len(tests) == 1:
         _bars(axes, tests[0]["protocols"], names)
         return
@@ -123,7 +123,7 @@ def _retrieval(axes: Axes, tests: Sequence[Record]) -> None:
         axes.plot(steps, first, color=colour, linewidth=1.0, linestyle=(0, (2, 2)), alpha=0.75)
         axes.plot(steps, values, color=colour, marker="o", markersize=3.5)
         if not math.isnan(values[-1]):
-            ends.append((values[-1], PROTOCOLS[name].title, colour))
+            ends.append((values[-1], protocol_title(name), colour))
     axes.set_ylim(0, None)
     if len(steps) <= 8:
         axes.set_xticks(steps)
@@ -145,7 +145,7 @@ def _bars(axes: Axes, protocols: dict[str, Record], names: Sequence[str]) -> Non
         bars = axes.bar(places + offset, values, 0.36, color=colour, label=figure)
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color=INK)
     counts = [
-        f"{PROTOCOLS[name].title}\n{protocols[name]['valid_queries']} queries" for name in names
+        f"{protocol_title(name)}\n{protocols[name]['valid_queries']} queries" for name in names
     ]
     axes.set_xticks(places, counts, fontsize=8)
     axes.grid(axis="x", visible=False)

@@ -18,6 +18,7 @@ from benchmarks import (
     bench_distance,
     bench_pool,
     bench_prototype,
+    bench_ranking,
     bench_tps,
     bench_warp,
     plot,
@@ -246,6 +247,21 @@ def test_cases_begin_with_the_reference_and_name_declared_operators(family):
         assert {"cpp", "cuda", "triton"} <= set(names)
         assert case.op in family.OPERATORS and case.op in plot.FAMILIES[family.FAMILY]
         assert set(names) <= set(plot.COLOURS)
+
+
+def test_rankers_are_compared_with_a_full_sort():
+    (case,) = bench_ranking.cases(CHOICE)
+    names = [provider.name for provider in case.providers]
+    assert names == ["reference", "torch", "cpp"]
+    assert case.op in bench_ranking.OPERATORS and case.op in plot.FAMILIES[bench_ranking.FAMILY]
+    assert set(names) <= set(plot.COLOURS)
+    tensors = case.inputs(CPU)
+    wanted = case.reference(tensors)
+    assert (wanted[2] > 0).any()
+    for provider in case.providers[1:]:
+        if provider.unavailable is None:
+            for found, expected in zip(provider.run(tensors), wanted, strict=True):
+                assert torch.equal(found, expected)
 
 
 def test_loop_over_labels_is_right():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_people(tmp_path_factory.mktemp("people") / "cargo")
 
 
+@pytest.fixture
+def own_people(people, tmp_path):
+    """A copy of the data set that may be changed."""
+    return Path(shutil.copytree(people, tmp_path / "own"))
+
+
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration file for networks that train in a second."""
@@ -64,3 +71,35 @@ def finished(people: Path, settings: Path, tmp_path_factory: pytest.TempPathFact
     arguments = ["train", "--config-file", settings, "--data-root", people, "--output", folder]
     assert main([str(argument) for argument in arguments]) == 0
     return folder
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command that must succeed; returns what it printed."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        assert err == ""
+        return out
+
+    return run
+
+
+@pytest.fixture
+def refuse(capsys):
+    """Run a command that must fail through the user; returns the one line it says."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert code == 2
+        assert len(err.splitlines()) == 1 and err.endswith("\n"), err
+        assert err.startswith("gsalign") and "error: " in err
+        assert "Traceback" not in out + err
+        return err
+
+    return run

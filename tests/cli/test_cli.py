@@ -34,44 +34,6 @@ GENERATED = (
 )
 
 
-@pytest.fixture
-def call(capsys):
-    """Run a command that must succeed; returns what it printed."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        assert err == ""
-        return out
-
-    return run
-
-
-@pytest.fixture
-def refuse(capsys):
-    """Run a command that must fail through the user; returns the one line it says."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert code == 2
-        assert len(err.splitlines()) == 1 and err.endswith("\n"), err
-        assert err.startswith("gsalign") and "error: " in err
-        assert "Traceback" not in out + err
-        return err
-
-    return run
-
-
-@pytest.fixture
-def own_people(people, tmp_path):
-    """A copy of the data set that may be changed."""
-    return Path(shutil.copytree(people, tmp_path / "own"))
-
-
 def train(settings: Path, root: Path, folder: Path, *more: object) -> list[object]:
     return ["train", "--config-file", settings, "--data-root", root, "--output", folder, *more]
 

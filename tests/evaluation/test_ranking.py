@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scalar_ranking import score_query
@@ -56,7 +57,7 @@ HAND = (
 )
 
 
-@pytest.mark.parametrize("ranker", ["numpy", "cpp"])
+@pytest.mark.parametrize("ranker", ["numpy", "cpp", "torch"])
 def test_a_query_computed_by_hand(compiled, ranker):
     result = rank(*HAND, ranker=ranker)
     assert result.num_positives.tolist() == [2]
@@ -65,7 +66,7 @@ def test_a_query_computed_by_hand(compiled, ranker):
     assert result.inp.tolist() == [2 / 4]
 
 
-@pytest.mark.parametrize("ranker", ["numpy", "cpp"])
+@pytest.mark.parametrize("ranker", ["numpy", "cpp", "torch"])
 def test_equal_distances_rank_in_gallery_order(compiled, ranker):
     same = np.zeros((2, 4), dtype=np.float64)
     qi, qc = np.array([1, 2]), np.array([0, 0])
@@ -76,7 +77,7 @@ def test_equal_distances_rank_in_gallery_order(compiled, ranker):
     assert result.inp.tolist() == [2 / 4, 2 / 3]
 
 
-@pytest.mark.parametrize("ranker", ["numpy", "cpp"])
+@pytest.mark.parametrize("ranker", ["numpy", "cpp", "torch"])
 def test_minus_zero_equals_zero_and_infinity_is_last(compiled, ranker):
     distances = np.array([[0.0, -0.0, np.inf, -np.inf]])
     gi, gc = np.array([7, 1, 1, 8]), np.array([1, 1, 1, 1])
@@ -85,7 +86,7 @@ def test_minus_zero_equals_zero_and_infinity_is_last(compiled, ranker):
     assert result.average_precision.tolist() == [(1 / 3 + 2 / 4) / 2]
 
 
-@pytest.mark.parametrize("ranker", ["numpy", "cpp"])
+@pytest.mark.parametrize("ranker", ["numpy", "cpp", "torch"])
 def test_a_query_without_positives_has_no_scores(compiled, ranker):
     # Person 1 is in the gallery in the query's camera only, person 9 not at all.
     distances = np.array([[0.1, 0.2], [0.1, 0.2], [0.1, 0.2]])
@@ -111,12 +112,13 @@ def test_a_query_without_positives_has_no_scores(compiled, ranker):
     values=st.sampled_from([1, 3, 20, 1000]),
     dtype=st.sampled_from([np.float32, np.float64]),
 )
-def test_both_rankers_agree_with_scalar_code(
+def test_all_rankers_agree_with_scalar_code(
     compiled, seed, queries, gallery, identities, cameras, values, dtype
 ):
     arguments = problem(seed, queries, gallery, identities, cameras, values, dtype)
     fast = rank(*arguments, ranker="cpp", threads=2)
     assert_same(fast, rank(*arguments, ranker="numpy"))
+    assert_same(fast, rank(*arguments, ranker="torch"))
     assert_like_scalar_code(fast, *arguments)
 
 
@@ -127,7 +129,26 @@ def test_rankers_agree_with_few_and_with_many_positives(compiled, identities, va
     arguments = problem(3, 20, 1500, identities, 4, values)
     fast = rank(*arguments, ranker="cpp")
     assert_same(fast, rank(*arguments, ranker="numpy"))
+    assert_same(fast, rank(*arguments, ranker="torch"))
     assert fast.num_positives.min() > (190 if identities <= 2 else 0)
+
+
+@pytest.mark.parametrize("ranker", ["numpy", "cpp", "torch", "auto"])
+def test_distances_may_be_a_tensor(compiled, ranker):
+    distances, *labels = problem(8, 10, 30, 4, 2, 7)
+    wanted = rank(distances, *labels, ranker="numpy")
+    for tensor in (torch.from_numpy(distances), torch.from_numpy(distances).half()):
+        assert_same(rank(tensor, *labels, ranker=ranker), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_tensor_on_a_gpu_is_ranked_there(compiled, monkeypatch):
+    distances, *labels = problem(9, 50, 3000, 40, 4, 300)
+    wanted = rank(distances, *labels, ranker="cpp")
+    monkeypatch.setattr(ranking, "_compiled", None)
+    monkeypatch.setattr(ranking, "_rank_numpy", None)
+    assert_same(rank(torch.from_numpy(distances).cuda(), *labels), wanted)
 
 
 def test_the_number_of_threads_changes_nothing(compiled):
@@ -137,7 +158,7 @@ def test_the_number_of_threads_changes_nothing(compiled):
         assert_same(one, rank(*arguments, ranker="cpp", threads=threads))
 
 
-@pytest.mark.parametrize("ranker", ["numpy", "cpp"])
+@pytest.mark.parametrize("ranker", ["numpy", "cpp", "torch"])
 def test_any_stride_and_type_of_distances(compiled, ranker):
     distances, *labels = problem(6, 10, 30, 4, 2, 7)
     wanted = rank(distances, *labels, ranker=ranker)
@@ -155,7 +176,7 @@ def test_any_stride_and_type_of_distances(compiled, ranker):
     np.testing.assert_array_equal(result.first_rank, wanted.first_rank[::-1])
 
 
-@pytest.mark.parametrize("ranker", ["numpy", "cpp"])
+@pytest.mark.parametrize("ranker", ["numpy", "cpp", "torch"])
 def test_nan_is_rejected_with_its_place(compiled, ranker):
     distances, *labels = problem(7, 10, 30, 4, 2, 7)
     distances[4, 9] = distances[4, 20] = distances[6, 1] = np.nan
@@ -185,7 +206,7 @@ def test_other_wrong_arguments_are_named():
 def test_without_the_compiled_ranker_numpy_serves_and_the_report_says_why(monkeypatch):
     monkeypatch.setattr(ranking, "_compiled", None)
     monkeypatch.setattr(ranking, "_why_not", "it was not built")
-    assert ranking_report() == {"cpp": "it was not built", "numpy": ""}
+    assert ranking_report() == {"cpp": "it was not built", "numpy": "", "torch": ""}
     assert_same(rank(*HAND), rank(*HAND, ranker="numpy"))
     with pytest.raises(ConfigError, match="'cpp' cannot run: it was not built"):
         rank(*HAND, ranker="cpp")
