@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional
 
 from gsalign.data.records import Split
 from gsalign.errors import DataError
+from gsalign.memory import available_memory
 
 OnBroken = Literal["error", "skip"]
 Cache = Literal["none", "memory"]
@@ -32,31 +33,57 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     """Decode an image file.
 
     Args:
-        path: JPEG, PNG, or whatever else Pillow reads. Grey and palette images become RGB, an
-            alpha channel is dropped, an EXIF orientation is not applied (as in the published code).
+        path: JPEG, PNG, or whatever else Pillow reads. Grey, palette and CMYK images become RGB,
+            16 bits become 8, an alpha channel is dropped, an EXIF orientation is not applied (as
+            in the published code).
 
     Returns:
         RGB, uint8 ``[3, H, W]``.
 
     Raises:
-        DataError: the file is missing, empty, truncated or not an image.
+        DataError: the file is missing, empty, truncated or not an image, or its pixels are
+            floating-point numbers.
     """
     file = Path(path)
     if file.suffix.lower() in _FAST_SUFFIXES:
         try:
-            return decode_image(str(file), mode=ImageReadMode.RGB)
+            decoded = decode_image(str(file), mode=ImageReadMode.RGB)
+            return decoded if decoded.dtype == torch.uint8 else _from_16_bits(decoded)
         except (RuntimeError, ValueError):
             # Pillow knows more colour models and gives the better message; let it judge.
             pass
     try:
         with Image.open(file) as image:
-            pixels = np.array(image.convert("RGB"))
+            return image_pixels(image)
     except FileNotFoundError:
         raise DataError(f"image {file} does not exist") from None
     except Exception as error:  # Pillow's plugins raise anything, struct.error included
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"image {file} cannot be read: {reason}") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def image_pixels(image: Image.Image) -> Tensor:
+    """RGB pixels of an image of Pillow, with the conversions of :func:`read_image`.
+
+    Returns:
+        uint8 ``[3, H, W]``.
+
+    Raises:
+        ValueError: the pixels are floating-point numbers, whose range nobody knows.
+        OSError: the image is not yet decoded, and damaged.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        # Pillow's own conversion would clip everything above 255 to white.
+        grey = torch.from_numpy(np.array(image).clip(0, 65535).astype(np.uint16))
+        return _from_16_bits(grey).expand(3, -1, -1).contiguous()
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def _from_16_bits(pixels: Tensor) -> Tensor:
+    """0 .. 65535 to uint8 0 .. 255, rounded."""
+    return pixels.float().div_(257.0).round_().to(torch.uint8)
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -159,7 +186,7 @@ class ImageStore:
         self.size = (int(size[0]), int(size[1]))
         self.cache = cache
         if cache == "memory":
-            needed, available = len(self.paths) * self._bytes_per_image, _available_memory()
+            needed, available = len(self.paths) * self._bytes_per_image, available_memory()
             if available is not None and needed > available:
                 raise DataError(
                     f"cache='memory' needs {needed / 2**30:.1f} GiB for {len(self.paths)} images, "
@@ -209,14 +236,3 @@ class ImageStore:
             # once write the same bytes.
             self._filled[index] = 1
         return self._pixels[index]
-
-
-def _available_memory() -> int | None:
-    """Return the bytes the system can still hand out, or ``None`` where it does not tell."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None

@@ -1,0 +1,24 @@
+"""Searching one's own images: embed, index, search."""
+
+from __future__ import annotations
+
+from gsalign.search.embedder import Embedder
+from gsalign.search.extraction import Extraction, extract, open_extraction
+from gsalign.search.extras import MissingExtraError
+from gsalign.search.fingerprint import Fingerprint, fingerprint
+from gsalign.search.listing import list_images
+from gsalign.search.table import ImageTable, read_table, write_table
+
+__all__ = [
+    "Embedder",
+    "Extraction",
+    "Fingerprint",
+    "ImageTable",
+    "MissingExtraError",
+    "extract",
+    "fingerprint",
+    "list_images",
+    "open_extraction",
+    "read_table",
+    "write_table",
+]
