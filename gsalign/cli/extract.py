@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
         "extract",
         help="embeddings of your own images",
         description="Embeds images into a folder: embeddings.npy (float32, unit vectors), a table "
-        "of paths and labels, and manifest.json, which says what they were made by. Ctrl-C loses "
+        "of paths and labels, and embeddings.json, which says what they were made by. Ctrl-C loses "
         "nothing: the same command goes on. Images that cannot be read are left out and named.",
     )
     parser.add_argument(

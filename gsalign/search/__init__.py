@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from gsalign.search.answers import Filter, Hit
+from gsalign.search.budget import MemoryLimitError
 from gsalign.search.embedder import Embedder
 from gsalign.search.extraction import Extraction, extract, open_extraction
 from gsalign.search.extras import MissingExtraError
 from gsalign.search.fingerprint import Fingerprint, fingerprint
+from gsalign.search.index import SearchIndex
+from gsalign.search.index_files import IndexSettings
 from gsalign.search.listing import list_images
 from gsalign.search.table import ImageTable, read_table, write_table
 
 __all__ = [
     "Embedder",
     "Extraction",
+    "Filter",
     "Fingerprint",
+    "Hit",
     "ImageTable",
+    "IndexSettings",
+    "MemoryLimitError",
     "MissingExtraError",
+    "SearchIndex",
     "extract",
     "fingerprint",
     "list_images",

@@ -30,7 +30,7 @@ from gsalign.search.shards import Plan, Shard, ShardFolder
 from gsalign.search.table import ImageTable, TableFormat, read_table, write_table
 
 EMBEDDINGS = "embeddings.npy"
-MANIFEST = "manifest.json"
+MANIFEST = "embeddings.json"
 WHAT = "a folder of embeddings (gsalign extract makes one)"
 
 Progress = Callable[[int, int], None]
@@ -89,7 +89,7 @@ class Extraction:
 
     @cached_property
     def embeddings(self) -> NDArray[np.float32]:
-        """float32 ``[N, D]``, unit vectors, memory-mapped and read-only."""
+        """float32 ``[N, D]``, unit vectors, mapped into memory; see :func:`open_vectors`."""
         return open_vectors(self.root / EMBEDDINGS, (self.manifest.count, self.manifest.dimension))
 
     @cached_property
@@ -110,13 +110,13 @@ class Extraction:
 
 
 def open_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Map an array of vectors into memory, read-only.
+    """Map an array of vectors into memory; what one writes to it does not reach the file.
 
     Raises:
         DataError: the file is missing or no float32 array of this shape.
     """
     try:
-        vectors: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if vectors.dtype != np.float32 or vectors.shape != shape:
@@ -156,7 +156,7 @@ def extract(
     shard_size: int = 1024,
     progress: Progress | None = None,
 ) -> Extraction:
-    """Embed images into a folder: ``embeddings.npy``, ``images.csv``, ``manifest.json``.
+    """Embed images into a folder: ``embeddings.npy``, ``images.csv``, ``embeddings.json``.
 
     What is done is written every ``shard_size`` images and when the work is interrupted, and the
     same call goes on from there. A folder that holds the very same embeddings already is returned
