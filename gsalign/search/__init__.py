@@ -11,10 +11,12 @@ from gsalign.search.fingerprint import Fingerprint, fingerprint
 from gsalign.search.index import SearchIndex
 from gsalign.search.index_files import IndexSettings
 from gsalign.search.listing import list_images
+from gsalign.search.stream import EmbeddingStream, embed_images
 from gsalign.search.table import ImageTable, read_table, write_table
 
 __all__ = [
     "Embedder",
+    "EmbeddingStream",
     "Extraction",
     "Filter",
     "Fingerprint",
@@ -24,6 +26,7 @@ __all__ = [
     "MemoryLimitError",
     "MissingExtraError",
     "SearchIndex",
+    "embed_images",
     "extract",
     "fingerprint",
     "list_images",

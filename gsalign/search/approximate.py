@@ -42,11 +42,8 @@ def code_size(settings: IndexSettings, dimension: int) -> int:
                 "of an embedding"
             )
         return settings.code_size
-    return (
-        max(size for size in range(1, dimension // 8 + 1) if dimension % size == 0)
-        if (dimension >= 8)
-        else 1
-    )
+    largest = max(1, dimension // 8)
+    return max(size for size in range(1, largest + 1) if dimension % size == 0)
 
 
 def train(settings: IndexSettings, sample: NDArray[np.float32], count: int) -> Any:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from gsalign import __version__
-from gsalign.data import DataConfig, ImageRecord, Split, evaluation_loader
 from gsalign.errors import ConfigError, DataError
 from gsalign.files import atomic_write
 from gsalign.search.documents import (
@@ -24,9 +23,10 @@ from gsalign.search.documents import (
     record_file,
     write_document,
 )
-from gsalign.search.embedder import Embedder, not_finite
+from gsalign.search.embedder import Embedder
 from gsalign.search.fingerprint import Fingerprint
 from gsalign.search.shards import Plan, Shard, ShardFolder
+from gsalign.search.stream import EmbeddingStream
 from gsalign.search.table import ImageTable, TableFormat, read_table, write_table
 
 EMBEDDINGS = "embeddings.npy"
@@ -233,66 +233,48 @@ def _embed_rest(
     """Embed the images from ``done`` on and write them as shards."""
     if done == len(images):
         return
-    config = DataConfig(
-        image_size=embedder.image_size,
-        eval_batch_size=embedder.batch_size,
-        num_workers=workers,
-        on_broken="skip",
-    )
-    # The loader carries numbers for labels; ours are texts and stay in the table.
-    rest = Split(
-        "images", tuple(ImageRecord(Path(path), -1, -1, 0) for path in images.paths[done:])
-    )
-    loader = evaluation_loader(rest, config)
-    offset, start = done, done
-    embeddings: list[NDArray[np.float32]] = []
-    places: list[NDArray[np.int64]] = []
+    stream = EmbeddingStream(embedder, images, start=done, workers=workers)
+    start = done
+    batches: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     told = 0
 
     def flush(stop: int) -> None:
         nonlocal start, told
-        skipped = tuple(loader.broken)[told:]
+        skipped = stream.skipped[told:]
         told += len(skipped)
+        nothing = np.empty((0, embedder.dimension), np.float32)
         shards.write(
             Shard(
                 start=start,
                 stop=stop,
-                embeddings=np.concatenate(
-                    [np.empty((0, embedder.dimension), np.float32), *embeddings]
-                ),
-                places=np.concatenate([np.empty(0, np.int64), *places]),
+                embeddings=np.concatenate([nothing, *(vectors for _, vectors in batches)]),
+                places=np.concatenate([np.empty(0, np.int64), *(places for places, _ in batches)]),
                 skipped=skipped,
             )
         )
         start = stop
-        embeddings.clear()
-        places.clear()
+        batches.clear()
 
     try:
-        for batch in loader:
-            if strict and loader.broken:
+        for places, vectors in stream:
+            if strict and stream.skipped:
                 break
-            vectors = embedder.embed(batch.images)
-            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-            if bad.size:
-                raise not_finite(batch.paths[int(bad[0])])
-            embeddings.append(vectors)
-            places.append(batch.indices.numpy() + offset)
-            done = int(places[-1][-1]) + 1
+            batches.append((places, vectors))
+            done = int(places[-1]) + 1
             if progress is not None:
                 progress(done, len(images))
             if done - start >= shard_size:
                 flush(done)
     except KeyboardInterrupt:
-        if embeddings:
+        if batches:
             flush(done)
         raise KeyboardInterrupt(
             f"stopped after {start} of {len(images)} images; the same command goes on from there"
         ) from None
-    if strict and loader.broken:
-        if embeddings:
+    if strict and stream.skipped:
+        if batches:
             flush(done)
-        raise _too_strict(next(iter(loader.broken)))
+        raise _too_strict(stream.skipped[0])
     if start < len(images):
         flush(len(images))
     if progress is not None:
