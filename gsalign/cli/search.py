@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Queries that are answered at a time.
 BLOCK = 256
+WIDE = 5000
 
 
 def add_parser(subparsers: Any) -> None:
@@ -88,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from gsalign.cli.console import log_to, make_console
+    from gsalign.engine.display import Display
     from gsalign.files import atomic_write
     from gsalign.search import Filter, SearchIndex
     from gsalign.search.rank_sheet import write_rank_sheet
@@ -122,21 +124,17 @@ def run(arguments: argparse.Namespace) -> int:
             tuple(hit for hit in hits if hit.distance <= arguments.max_distance) for hits in found
         ]
     answers = make_answers(images, found)
-    if arguments.format == "table" and arguments.out is None:
-        for table in as_tables(answers):
-            console.print(table)
+    if arguments.format == "table":
+        # As wide as the paths want it: a folded path cannot be copied.
+        tables = [Display.as_text(table, WIDE) for table in as_tables(answers)]
+        text = "\n".join(tables).strip("\n") + "\n"
     else:
-        if arguments.format == "table":
-            from gsalign.engine.display import Display
-
-            text = "".join(Display.as_text(table, 200) + "\n" for table in as_tables(answers))
-        else:
-            text = (as_json if arguments.format == "json" else as_csv)(answers)
-        if arguments.out is None:
-            print(text, end="")
-        else:
-            with atomic_write(arguments.out) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        text = (as_json if arguments.format == "json" else as_csv)(answers)
+    if arguments.out is None:
+        print(text, end="")
+    else:
+        with atomic_write(arguments.out) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     if arguments.html:
         kind = index.manifest.settings.kind
         note = f"{index.root}: {len(index)} images, {kind}; distance {index.manifest.metric}"

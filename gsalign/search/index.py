@@ -206,6 +206,7 @@ class SearchIndex:
             MissingExtraError: the kind needs FAISS, which is not installed.
         """
         with self._changing():
+            self._fits(source)
             known = set(source.images.paths)
             double = [path for path in self.images.paths if path in known]
             if double and not replace:

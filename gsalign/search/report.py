@@ -68,7 +68,7 @@ def as_tables(answers: Sequence[Answer]) -> list[Table]:
             table.add_column(name, justify="right", no_wrap=True)
         for name in ("identity", "camera", "view"):
             table.add_column(name, no_wrap=True)
-        table.add_column("path", overflow="fold")
+        table.add_column("path", no_wrap=True)
         for rank, hit in enumerate(answer.hits, 1):
             table.add_row(
                 str(rank),
