@@ -64,3 +64,35 @@ def finished(people: Path, settings: Path, tmp_path_factory: pytest.TempPathFact
     arguments = ["train", "--config-file", settings, "--data-root", people, "--output", folder]
     assert main([str(argument) for argument in arguments]) == 0
     return folder
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command that must succeed; returns what it printed."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        assert err == ""
+        return out
+
+    return run
+
+
+@pytest.fixture
+def refuse(capsys):
+    """Run a command that must fail through the user; returns the one line it says."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert code == 2
+        assert len(err.splitlines()) == 1 and err.endswith("\n"), err
+        assert err.startswith("gsalign") and "error: " in err
+        assert "Traceback" not in out + err
+        return err
+
+    return run

@@ -35,38 +35,6 @@ GENERATED = (
 
 
 @pytest.fixture
-def call(capsys):
-    """Run a command that must succeed; returns what it printed."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        assert err == ""
-        return out
-
-    return run
-
-
-@pytest.fixture
-def refuse(capsys):
-    """Run a command that must fail through the user; returns the one line it says."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert code == 2
-        assert len(err.splitlines()) == 1 and err.endswith("\n"), err
-        assert err.startswith("gsalign") and "error: " in err
-        assert "Traceback" not in out + err
-        return err
-
-    return run
-
-
-@pytest.fixture
 def own_people(people, tmp_path):
     """A copy of the data set that may be changed."""
     return Path(shutil.copytree(people, tmp_path / "own"))
@@ -111,7 +79,7 @@ def test_help_and_version_need_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"gsalign {__version__}" in done.stdout
-    for command in ("info", "data", "train", "eval", "visualize"):
+    for command in ("info", "data", "train", "eval", "extract", "index", "search", "visualize"):
         assert command in done.stdout
 
 

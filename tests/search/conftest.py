@@ -74,7 +74,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(9):
         write_image(root / f"camera {number % 2}" / f"img{number}.jpg", seed=number)
     write_image(root / "camera 0" / "Größe & <b>名前 'x'.png", seed=20)
-    write_image(root / "camera 1" / "=1+1, \"quoted\".jpg", seed=21)
+    write_image(root / "camera 1" / '=1+1, "quoted".jpg', seed=21)
     (root / "notes.txt").write_text("no image", encoding="utf-8")
     write_image(root / ".hidden" / "x.jpg", seed=30)
     return root

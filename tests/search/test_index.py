@@ -98,9 +98,7 @@ def test_exact_answers_are_exact(plain, parted, tmp_path, slots, shard_size):
 def test_exact_answers_are_those_of_faiss(plain, tmp_path, kind):
     faiss = pytest.importorskip("faiss")
     asked = queries(plain)
-    _, rows = faiss.knn(
-        asked, np.array(plain.embeddings), 10, metric=faiss.METRIC_INNER_PRODUCT
-    )
+    _, rows = faiss.knn(asked, np.array(plain.embeddings), 10, metric=faiss.METRIC_INNER_PRODUCT)
     index = SearchIndex.build(plain, tmp_path / "i", IndexSettings(kind=kind))
     assert ids_of(index.search(asked, 10, exact=True)) == rows.tolist()
 
