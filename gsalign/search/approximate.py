@@ -19,7 +19,7 @@ from gsalign.errors import ConfigError, DataError
 from gsalign.files import atomic_write
 from gsalign.search.budget import number_of_lists
 from gsalign.search.documents import FileRecord, check_file, record_file
-from gsalign.search.extras import import_extra
+from gsalign.extras import import_extra
 from gsalign.search.index_files import IndexSettings
 
 logger = logging.getLogger(__name__)

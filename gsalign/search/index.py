@@ -18,7 +18,7 @@ from gsalign.search.answers import Filter, Hit, best_of_each_identity
 from gsalign.search.budget import build_bytes, require_memory, training_rows
 from gsalign.search.documents import check_file, read_document, write_document
 from gsalign.search.extraction import Extraction
-from gsalign.search.extras import import_extra
+from gsalign.extras import import_extra
 from gsalign.search.fingerprint import Fingerprint
 from gsalign.search.index_files import (
     GRAPH,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gsalign.errors import ConfigError, DataError
 from gsalign.files import atomic_write
-from gsalign.search.extras import import_extra
+from gsalign.extras import import_extra
 from gsalign.search.index import SearchIndex
 
 COLLECTION = "collection.json"

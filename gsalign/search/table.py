@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gsalign.errors import DataError
 from gsalign.files import atomic_write
-from gsalign.search.extras import import_extra
+from gsalign.extras import import_extra
 
 LABELS = ("identity", "camera", "view")
 VIEWS = ("", "aerial", "ground")

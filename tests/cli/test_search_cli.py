@@ -1,4 +1,4 @@
-"""``gsalign extract``, ``index`` and ``search`` from end to end, and what they say when it fails."""
+"""``gsalign extract``, ``index`` and ``search`` from end to end, and what they refuse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -76,7 +75,7 @@ def test_images_are_embedded_indexed_and_found(call, people, weights, embedded, 
     out = tmp_path / "found.json"
     told = call(
         "search", index, embedded, "--format", "json", "--out", out, "--view", "ground",
-        "--not-camera", 13, "--by-identity", "--max-distance", 1.5,
+        "--not-camera", 3, "--by-identity", "--max-distance", 1.5,
     )  # fmt: skip
     assert told == ""
     for answer in json.loads(out.read_text(encoding="utf-8")):
@@ -88,7 +87,7 @@ def test_images_are_embedded_indexed_and_found(call, people, weights, embedded, 
     )
 
 
-def test_an_index_is_changed(call, people, weights, embedded, index, tmp_path):
+def test_an_index_is_changed(call, refuse, people, weights, embedded, index, tmp_path):
     own = Path(shutil.copytree(index, tmp_path / "own"))
     more = tmp_path / "more"
     call(
@@ -97,18 +96,18 @@ def test_an_index_is_changed(call, people, weights, embedded, index, tmp_path):
     )  # fmt: skip
     assert "16 images, exact, 1 shard" in call("index", "add", own, more)
     path = open_extraction(more).images.paths[3]
-    told = call("index", "remove", own, "--identity", 101, "--path", path, "--id", 4)
+    told = call("index", "remove", own, "--identity", 101, "--path", path, "--id", 5)
     assert "removed 6 images" in told and "10 images" in told
-    assert (
-        "10 images" in call("index", "add", own, more, "--replace")
-        or len(SearchIndex.open(own)) == 12
-    )
+    # Five of the eight are still in it.
+    assert "5 of 8 images are in" in refuse("index", "add", own, more)
+    assert "13 images" in call("index", "add", own, more, "--replace")
 
 
-@pytest.mark.parametrize("kind", ["hnsw"])
-def test_other_kinds(call, embedded, tmp_path, kind):
+def test_a_graph_in_shards(call, embedded, tmp_path):
     pytest.importorskip("faiss")
-    told = call("index", "build", embedded, "--out", tmp_path / "i", "--kind", kind, "--shards", 3)
+    told = call(
+        "index", "build", embedded, "--out", tmp_path / "i", "--kind", "hnsw", "--shards", 3
+    )
     assert "8 images, hnsw, 3 shards" in told
     assert len(call("search", tmp_path / "i", embedded, "--format", "csv").splitlines()) == 65
 
@@ -186,15 +185,11 @@ def test_broken_images_are_counted(call, refuse, weights, tmp_path):
     arguments = ("extract", tmp_path / "in", "--checkpoint", weights, *PLAIN)
     told = call(*arguments, "--out", tmp_path / "out")
     assert "1 of 2 images could not be read" in told and "bad.jpg cannot be read" in told
-    told = refuse_quietly(refuse, *arguments, "--out", tmp_path / "strict", "--strict")
+    told = refuse(*arguments, "--out", tmp_path / "strict", "--strict")
     assert "bad.jpg" in told and "--strict" in told
     (tmp_path / "in" / "good ü.jpg").unlink()
-    told = refuse_quietly(refuse, *arguments, "--out", tmp_path / "none")
+    told = refuse(*arguments, "--out", tmp_path / "none")
     assert "none of 1 images can be read" in told
-
-
-def refuse_quietly(refuse, *arguments):
-    return refuse(*arguments)
 
 
 def test_what_cannot_be_extracted_is_told(refuse, people, weights, tmp_path):

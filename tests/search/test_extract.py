@@ -84,7 +84,7 @@ def test_another_extraction_does_not_go_on_with_it(embedder, photographs, tmp_pa
     images, out = list_images([photographs]), tmp_path / "out"
     interrupt(embedder, images, out, monkeypatch)
     other = Embedder(tiny_network(seed=1))
-    with pytest.raises(DataError, match="unfinished extraction of something else .network"):
+    with pytest.raises(DataError, match=r"unfinished extraction of something else \(network"):
         extract(other, images, out)
     with pytest.raises(DataError, match="other images or labels"):
         extract(embedder, images.select(range(5)), out)
@@ -99,7 +99,7 @@ def test_a_damaged_shard_is_told(embedder, photographs, tmp_path, monkeypatch):
     interrupt(embedder, images, out, monkeypatch)
     shard = next((out / "unfinished").glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:50])
-    with pytest.raises(DataError, match="is damaged.*--overwrite starts again"):
+    with pytest.raises(DataError, match=r"is damaged.*--overwrite starts again"):
         extract(embedder, images, out)
     assert len(extract(embedder, images, out, overwrite=True)) == 11
 
@@ -126,7 +126,7 @@ def test_finished_embeddings_stay_unless_replaced(embedder, photographs, tmp_pat
     assert extract(embedder, images, out).manifest == made.manifest
     assert (out / "embeddings.npy").stat().st_mtime_ns == stamp
     other = Embedder(tiny_network(), flip_test="mean", batch_size=4)
-    with pytest.raises(DataError, match="holds other embeddings .flip_test off against mean"):
+    with pytest.raises(DataError, match=r"holds other embeddings \(flip_test off against mean"):
         extract(other, images, out)
     # The old ones stay valid until the new ones are there.
     with monkeypatch.context() as patch:

@@ -11,7 +11,7 @@ import torch
 from conftest import make_extraction
 
 import gsalign.search.budget as budget
-import gsalign.search.extras as extras
+import gsalign.extras as extras
 import gsalign.search.index as index_module
 from gsalign.errors import ConfigError, DataError
 from gsalign.evaluation import pairwise_distances

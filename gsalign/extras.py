@@ -1,4 +1,4 @@
-"""Packages that only some of the searching needs, and what to say where they are missing."""
+"""Packages that only some of the library needs, and what to say where they are missing."""
 
 from __future__ import annotations
 
