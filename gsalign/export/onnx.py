@@ -16,8 +16,8 @@ from torch import Tensor
 from gsalign.errors import ConfigError
 from gsalign.export.check import Agreement, compare
 from gsalign.export.embedding import LARGEST_BATCH, EmbeddingModule
-from gsalign.files import atomic_write
 from gsalign.extras import import_extra
+from gsalign.files import atomic_write
 from gsalign_kernels import use_kernels
 
 # The first with GridSample of any rank, in the form that PyTorch's exporter makes.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from gsalign.extras import MissingExtraError
 from gsalign.search.answers import Filter, Hit
 from gsalign.search.budget import MemoryLimitError
 from gsalign.search.embedder import Embedder
 from gsalign.search.extraction import Extraction, extract, open_extraction
-from gsalign.extras import MissingExtraError
 from gsalign.search.fingerprint import Fingerprint, fingerprint
 from gsalign.search.index import SearchIndex
 from gsalign.search.index_files import IndexSettings

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsalign.errors import ConfigError, DataError
+from gsalign.extras import import_extra
 from gsalign.files import atomic_write
 from gsalign.search.budget import number_of_lists
 from gsalign.search.documents import FileRecord, check_file, record_file
-from gsalign.extras import import_extra
 from gsalign.search.index_files import IndexSettings
 
 logger = logging.getLogger(__name__)

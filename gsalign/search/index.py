@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsalign.errors import ConfigError, DataError
+from gsalign.extras import import_extra
 from gsalign.search import approximate
 from gsalign.search.answers import Filter, Hit, best_of_each_identity
 from gsalign.search.budget import build_bytes, require_memory, training_rows
 from gsalign.search.documents import check_file, read_document, write_document
 from gsalign.search.extraction import Extraction
-from gsalign.extras import import_extra
 from gsalign.search.fingerprint import Fingerprint
 from gsalign.search.index_files import (
     GRAPH,

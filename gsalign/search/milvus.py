@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 
 from gsalign.errors import ConfigError, DataError
-from gsalign.files import atomic_write
 from gsalign.extras import import_extra
+from gsalign.files import atomic_write
 from gsalign.search.index import SearchIndex
 
 COLLECTION = "collection.json"

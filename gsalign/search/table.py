@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsalign.errors import DataError
-from gsalign.files import atomic_write
 from gsalign.extras import import_extra
+from gsalign.files import atomic_write
 
 LABELS = ("identity", "camera", "view")
 VIEWS = ("", "aerial", "ground")

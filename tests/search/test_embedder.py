@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_network
 from PIL import Image
+from search_support import tiny_network
 
 from gsalign.data import DataConfig, ImageRecord, Split, evaluation_loader, read_image
 from gsalign.errors import CheckpointError, ConfigError, DataError

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import tiny_network
+from search_support import tiny_network
 
 from gsalign.errors import ConfigError, DataError
 from gsalign.search import Embedder, extract, list_images, open_extraction

@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import make_extraction
+from search_support import make_extraction
 
-import gsalign.search.budget as budget
 import gsalign.extras as extras
+import gsalign.search.budget as budget
 import gsalign.search.index as index_module
 from gsalign.errors import ConfigError, DataError
 from gsalign.evaluation import pairwise_distances
