@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     build.add_argument("--shards", type=int, metavar="N", help="or: number of shards")
     build.add_argument("--neighbours", type=int, metavar="N", help="hnsw: edges (default: 32)")
     build.add_argument(
-        "--construction", type=int, metavar="N", help="hnsw: candidates for edges (default: 200)"
+        "--construction", type=int, metavar="N", help="hnsw: candidates for edges (default: 80)"
     )
     build.add_argument("--lists", type=int, metavar="N", help="ivfpq (default: 4 sqrt(images))")
     build.add_argument(

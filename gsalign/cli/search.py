@@ -126,8 +126,8 @@ def run(arguments: argparse.Namespace) -> int:
     answers = make_answers(images, found)
     if arguments.format == "table":
         # As wide as the paths want it: a folded path cannot be copied.
-        tables = [Display.as_text(table, WIDE) for table in as_tables(answers)]
-        text = "\n".join(tables).strip("\n") + "\n"
+        tables = [Display.as_text(table, WIDE).strip("\n") for table in as_tables(answers)]
+        text = "\n\n".join(tables) + "\n"
     else:
         text = (as_json if arguments.format == "json" else as_csv)(answers)
     if arguments.out is None:

@@ -58,7 +58,7 @@ class IndexSettings(BaseModel):
     kind: Kind = "exact"
     shard_size: Annotated[int, Field(ge=1)] = 1_000_000
     neighbours: Annotated[int, Field(ge=2, le=512)] = 32
-    construction: Annotated[int, Field(ge=1)] = 200
+    construction: Annotated[int, Field(ge=1)] = 80
     lists: Annotated[int, Field(ge=0)] = 0
     code_size: Annotated[int, Field(ge=0)] = 0
 
