@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsalign.cli.options import add_config_options, read_config
+from gsalign.cli.options import add_config_options, read_config, split_overrides
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,9 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gsalign.engine.kernels import chosen_kernels
 
     # The option takes all that follows it, overrides too.
-    names = [text for text in arguments.protocols or () if "=" not in text]
-    taken = [text for text in arguments.protocols or () if "=" in text]
-    arguments.overrides = [*arguments.overrides, *taken]
+    names = split_overrides(arguments, arguments.protocols or ())
     given = arguments.checkpoint
     fallback = Path(given).parent / "config.yaml" if given else None
     config = read_config(arguments, fallback=fallback)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsalign.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gsalign.model import ModelConfig
 
 
 def add_parser(subparsers: Any) -> None:
@@ -12,13 +18,22 @@ def add_parser(subparsers: Any) -> None:
         "info",
         help="kernels, versions and what was compiled",
         description="Shows which implementation can serve which operator on this machine and why "
-        "others cannot, what `auto` takes, the versions, and what the installation compiled.",
+        "others cannot, what `auto` takes, the versions, and what the installation compiled. With "
+        "--model what a network costs instead.",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="FILE",
+        help="parameters and multiply-accumulates of the network of a configuration (.yaml) or of "
+        "weights (.safetensors)",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the report."""
+    if arguments.model is not None:
+        return _print_cost(arguments.model)
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -81,11 +96,63 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _print_cost(file: str) -> int:
+    from rich import box
+    from rich.table import Table
+
+    from gsalign.cli.console import make_console
+    from gsalign.model.cost import count_cost
+
+    config = _model_config(Path(file))
+    height, width = config.image_size
+    table = Table(
+        title=f"{file}: one image of {height} x {width}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("part", no_wrap=True)
+    for name in ("parameters", "GMAC, embedding", "GMAC, all tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, cost in count_cost(config).items():
+        macs = (f"{count / 1e9:.3f}" if count else "" for count in (cost.macs, cost.all_tokens))
+        table.add_row(name, f"{cost.parameters:,}", *macs, style="bold" if name == "total" else "")
+    console = make_console()
+    console.print(table)
+    console.print(
+        f"embedding: {config.embedding_size} numbers. Of the last block an embedding needs the "
+        "class and view tokens only (all with parts); the published code computes all."
+    )
+    return 0
+
+
+def _model_config(path: Path) -> ModelConfig:
+    from gsalign.config import load_config
+    from gsalign.model import read_weights_config
+
+    if path.suffix in (".yaml", ".yml"):
+        return load_config(path).model
+    if path.suffix == ".safetensors":
+        return read_weights_config(path)
+    raise ConfigError(
+        f"--model is {path}; wanted a configuration (.yaml) or weights of ours (.safetensors)"
+    )
+
+
 def _packages() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for name in ("torchvision", "timm", "accelerate", "safetensors", "numpy"):
+    for name in (
+        "torchvision",
+        "timm",
+        "accelerate",
+        "safetensors",
+        "numpy",
+        "faiss-cpu",
+        "pyarrow",
+        "onnxruntime",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,21 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         metavar="key=value",
         help="settings that replace those of the file, as optimizer.lr=0.01",
     )
+
+
+def split_overrides(arguments: argparse.Namespace, taken: Sequence[str]) -> list[str]:
+    """Give the overrides among the values that another argument took to the overrides.
+
+    Args:
+        arguments: parsed options of :func:`add_config_options`.
+        taken: values, such as paths; what exists as a file is no override, whatever its name.
+
+    Returns:
+        The values that are none.
+    """
+    overrides = [text for text in taken if "=" in text and not Path(text).exists()]
+    arguments.overrides = [*arguments.overrides, *overrides]
+    return [text for text in taken if text not in overrides]
 
 
 def read_config(arguments: argparse.Namespace, *, fallback: Path | None = None) -> Config:

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional
 
 from gsalign.data.records import Split
 from gsalign.errors import DataError
+from gsalign.memory import available_memory
 
 OnBroken = Literal["error", "skip"]
 Cache = Literal["none", "memory"]
@@ -44,7 +45,8 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         RGB, uint8 ``[3, H, W]``.
 
     Raises:
-        DataError: the file is missing, empty, truncated or not an image.
+        DataError: the file is missing, empty, truncated or not an image, or its pixels are
+            floating-point numbers.
     """
     file = Path(path)
     if file.suffix.lower() in _FAST_SUFFIXES:
@@ -55,11 +57,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
             pass
     try:
         with Image.open(file) as image:
-            if image.mode.startswith("I"):
-                # Pillow would cut 16 bits of grey off at 255 instead of scaling them.
-                grey = np.clip(np.array(image), 0, _SIXTEEN_BITS).astype(np.int32)
-                return _eight_bits(torch.from_numpy(grey).expand(3, -1, -1))
-            pixels = np.array(image.convert("RGB"))
+            return image_pixels(image)
     except FileNotFoundError:
         raise DataError(f"image {file} does not exist") from None
     except Exception as error:  # Pillow's plugins raise anything, struct.error included
@@ -68,7 +66,25 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason.removesuffix(f" {str(file)!r}")
         raise DataError(f"image {file} cannot be read: {reason}") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def image_pixels(image: Image.Image) -> Tensor:
+    """RGB pixels of an image of Pillow, with the conversions of :func:`read_image`.
+
+    Returns:
+        uint8 ``[3, H, W]``.
+
+    Raises:
+        ValueError: the pixels are floating-point numbers, whose range nobody knows.
+        OSError: the image is not yet decoded, and damaged.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        # Pillow would cut 16 bits of grey off at 255 instead of scaling them.
+        grey = np.array(image).clip(0, _SIXTEEN_BITS).astype(np.int32)
+        return _eight_bits(torch.from_numpy(grey)).expand(3, -1, -1).contiguous()
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def _eight_bits(pixels: Tensor) -> Tensor:
@@ -208,7 +224,7 @@ class ImageStore:
         self.size = (int(size[0]), int(size[1]))
         self.cache = cache
         if cache == "memory":
-            needed, available = len(self.paths) * self._bytes_per_image, _available_memory()
+            needed, available = len(self.paths) * self._bytes_per_image, available_memory()
             if available is not None and needed > available:
                 raise DataError(
                     f"cache='memory' needs {needed / 2**30:.1f} GiB for {len(self.paths)} images, "
@@ -258,14 +274,3 @@ class ImageStore:
             # once write the same bytes.
             self._filled[index] = 1
         return self._pixels[index]
-
-
-def _available_memory() -> int | None:
-    """Return the bytes the system can still hand out, or ``None`` where it does not tell."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None

@@ -266,7 +266,7 @@ def test_a_cache_survives_the_way_to_a_spawned_process(cargo):
 
 
 def test_a_cache_that_does_not_fit_says_so(cargo, monkeypatch):
-    monkeypatch.setattr(images_module, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(images_module, "available_memory", lambda: 1000)
     with pytest.raises(DataError, match=r"cache='memory' needs .* use cache='none'"):
         ImageStore(load_cargo(cargo).query.paths, (32, 16), cache="memory")
 
