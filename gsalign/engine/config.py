@@ -107,6 +107,11 @@ class TrainingConfig(_Section):
         default=False,
         description="the same bits on every run of the same machine; slower on a GPU",
     )
+    global_losses: bool = Field(
+        default=True,
+        description="several processes: losses compare the images of all of them, as one process "
+        "with the whole batch would; false: each its own",
+    )
     find_unused_parameters: bool = Field(
         default=False, description="of DistributedDataParallel; the network needs it nowhere"
     )

@@ -90,7 +90,7 @@ class Trainer:
     whose states it saves. So a resumed run goes on exactly as if it had not been stopped.
 
     Under torchrun or ``accelerate launch`` the processes share every batch of P x K images; losses
-    that compare images (triplet, mask) see those of their own process.
+    are those of the whole batch, unless ``training.global_losses`` is off.
 
     Args:
         config: all settings; ``model.num_identities`` is replaced by what the data set has.
@@ -208,6 +208,7 @@ class Trainer:
                 logger.info("pretrained: %s", report)
         self.network.to(accelerator.device).train()
         self.network.backbone.recompute = config.training.recompute
+        self.network.global_losses = config.training.global_losses
         self.angles = AngleMonitor(self.network)
         self.schedule = Schedule(
             config.schedule, config.optimizer.lr, self.total, self.epoch_length
