@@ -98,10 +98,11 @@ class TrainingConfig(_Section):
         default="metric", description="number that chooses; `metric` is (mAP + Rank-1) / 2"
     )
     compile: bool = Field(default=False, description="compile the network with torch.compile")
-    recompute: bool = Field(
-        default=False,
-        description="compute every layer again in the backward pass instead of keeping it: less "
-        "memory, a third more arithmetic",
+    recompute: Literal["nothing", "cheap", "layers"] = Field(
+        default="cheap",
+        description="what the backward pass computes again instead of keeping it: `nothing`, "
+        "`cheap` (norms and GELU: a third less memory) or `layers` (least memory, a third more "
+        "arithmetic)",
     )
     deterministic: bool = Field(
         default=False,

@@ -23,7 +23,7 @@ VARIANTS = {
     "parts": ("model.parts=2",),
     "baseline": ("model.ltps.layers=[]", "model.dam.enabled=false"),
     "adamw": ("optimizer.name=adamw",),
-    "recompute": ("training.recompute=true",),
+    "recompute": ("training.recompute=layers",),
     "bf16": ("training.precision=bf16",),
 }
 
