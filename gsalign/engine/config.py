@@ -98,6 +98,10 @@ class TrainingConfig(_Section):
         default="metric", description="number that chooses; `metric` is (mAP + Rank-1) / 2"
     )
     compile: bool = Field(default=False, description="compile the network with torch.compile")
+    cuda_graphs: bool = Field(
+        default=False,
+        description="run a training step as one CUDA graph: one GPU, precision `bf16` or `no`",
+    )
     recompute: Literal["nothing", "cheap", "layers"] = Field(
         default="cheap",
         description="what the backward pass computes again instead of keeping it: `nothing`, "
