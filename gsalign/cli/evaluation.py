@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsalign.cli.options import add_config_options, read_config
+from gsalign.cli.options import add_config_options, add_speed_options, read_config
 
 if TYPE_CHECKING:
     from gsalign.config import Config
@@ -24,6 +24,7 @@ def add_parser(subparsers: Any) -> None:
         "(write_parts) also how its part masks agree with the true parts.",
     )
     add_config_options(parser)
+    add_speed_options(parser)
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
@@ -83,7 +84,7 @@ def evaluate_checkpoint(
     """Evaluate weights on the configuration's data set and print the table.
 
     Args:
-        config: data, device and precision; the network is the checkpoint's.
+        config: data, device, precision and whether to compile; the network is the checkpoint's.
         checkpoint: the weights.
         compare: make sure that the configuration describes the same network.
         baselines: add rows of chance and of a colour histogram.
@@ -93,6 +94,7 @@ def evaluate_checkpoint(
     """
     from gsalign.cli.console import log_to, make_console, progress
     from gsalign.data import check_images, load_dataset
+    from gsalign.engine.compilation import compile_embedding
     from gsalign.engine.distributed import build_accelerator
     from gsalign.engine.loading import load_network
     from gsalign.engine.testing import evaluate_network, measure_parts
@@ -110,6 +112,8 @@ def evaluate_checkpoint(
     dataset = load_dataset(data)
     accelerator = build_accelerator(device=config.device, precision=config.training.precision)
     network.to(accelerator.device)
+    if config.training.compile:
+        compile_embedding(network)
     with progress(console, "embedding", "images") as report:
         results: dict[str, Any] = dict(
             evaluate_network(

@@ -29,6 +29,7 @@ from gsalign.data import (
     train_loader,
 )
 from gsalign.engine.angles import AngleMonitor
+from gsalign.engine.compilation import compile_losses
 from gsalign.engine.config import VALIDATION
 from gsalign.engine.cuda_graphs import require_graphs
 from gsalign.engine.determinism import deterministic
@@ -226,7 +227,7 @@ class Trainer:
         if resume:
             random = self._load(optimizer)
         if config.training.compile:
-            self.network.compile(fullgraph=True)
+            compile_losses(self.network)
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
         self.step = TrainingStep(
             accelerator,
