@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from gsalign.data.augmentation import Augmentation
 from gsalign.data.cargo import load_cargo
 from gsalign.data.config import AugmentationConfig, DataConfig
-from gsalign.data.images import ImageCheck, ImageStore, check_images, read_image, resize
+from gsalign.data.decoding import read_image, resize
+from gsalign.data.images import ImageCheck, ImageStore, check_images
 from gsalign.data.loading import (
     Batch,
     BatchLoader,
@@ -40,6 +42,7 @@ __all__ = [
     "AERIAL",
     "GROUND",
     "VIEW_NAMES",
+    "Augmentation",
     "AugmentationConfig",
     "Batch",
     "BatchLoader",

@@ -365,7 +365,7 @@ class Trainer:
     def _iteration(self, batch: Batch) -> None:
         batch = batch.to(self.accelerator.device, non_blocking=True)
         self.lr = self.schedule(self.progress.iteration)
-        self.losses = self.step(batch.images, batch.identities, batch.views, lr=self.lr)
+        self.losses = self.step(batch.pixels(), batch.identities, batch.views, lr=self.lr)
 
     def loss_rows(self) -> Tensor:
         """Losses of the iterations since they were last read, mean over the processes."""
