@@ -17,6 +17,7 @@ from benchmarks.published_network import PublishedWay
 from benchmarks.rows import Row
 from benchmarks.timing import Settings
 from gsalign.engine.config import OptimizerConfig
+from gsalign.engine.cuda_graphs import WARMUP, GraphedStep, rates_on_device
 from gsalign.engine.optimizer import build_optimizer
 from gsalign.model import GSAlign, LtpsConfig, ModelConfig
 from gsalign.model.vit import Recompute
@@ -41,6 +42,7 @@ class Way:
         published: computed as the authors' code does.
         recompute: ``training.recompute``.
         compiled: by ``torch.compile``.
+        graphs: a step is one CUDA graph; on a GPU only.
         passes: those it is measured in.
     """
 
@@ -50,6 +52,7 @@ class Way:
     published: bool = False
     recompute: Recompute = "cheap"
     compiled: bool = False
+    graphs: bool = False
     passes: tuple[str, ...] = (EMBED, STEP)
 
 
@@ -60,6 +63,7 @@ WAYS = (
     Way("auto, kept", "auto", "training.recompute=nothing", recompute="nothing", passes=(STEP,)),
     Way("auto, layers", "auto", "training.recompute=layers", recompute="layers", passes=(STEP,)),
     Way("auto, compiled", "auto", "--kernels auto --compile", compiled=True),
+    Way("auto, graphs", "auto", "training.cuda_graphs=true", graphs=True, passes=(STEP,)),
 )
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -141,6 +145,8 @@ def measure_network(
         for way in WAYS:
             if pass_name not in way.passes or (way.compiled and not choice.compile):
                 continue
+            if way.graphs and device.type != "cuda":
+                continue
             row = Row(OPERATORS[0], way.name, pass_name, DTYPE_NAMES[dtype], shape, note=way.note)
             try:
                 row, call = _prepared(way, network, inputs, dtype, row, wanted)
@@ -148,7 +154,7 @@ def measure_network(
                 yield replace(row, note=f"not measured: out of memory; {way.note}")
                 continue
             subjects.append(Subject(row, [call]))
-        # The optimizer of a step counts its steps on the host, which no graph can hold.
+        # A step is timed as it is launched; as a graph it is a way of its own.
         yield from time_subjects(
             subjects, device, settings, images=batch, graphs=pass_name == EMBED
         )
@@ -182,13 +188,13 @@ def _prepared(
     own.backbone.recompute = way.recompute
     computed = PublishedWay(own) if way.published else own
     device = inputs[0].device
-    call = _under(way, _call(own, computed, row.pass_name, inputs, way.compiled), device, dtype)
+    call = _under(way, _call(own, computed, row.pass_name, inputs, way), device, dtype)
     result = call()
     if wanted is not None:
         label = f"{row.shape} {row.pass_name}: {way.name}"
         error = check.worst_error(label, [result], [wanted], TOLERANCES[dtype])
         row = replace(row, error=error)
-    if row.pass_name == STEP and not way.compiled:
+    if row.pass_name == STEP and not (way.compiled or way.graphs):
         forward = _under(way, lambda: total_loss(computed, inputs), device, dtype)
         known = [*own.parameters(), *own.buffers(), *inputs]
         kept = kept_mib(forward, known, lambda: computed.kept if way.published else ())
@@ -219,9 +225,10 @@ def _call(
     computed: GSAlign | PublishedWay,
     pass_name: str,
     inputs: Inputs,
-    compiled: bool = False,
+    way: Way | None = None,
 ) -> Callable[[], Tensor]:
     """A pass of what computes with the parameters of a network."""
+    compiled = way is not None and way.compiled
     if pass_name == EMBED:
         network.eval()
         embedded = torch.compile(computed.embed, dynamic=False) if compiled else computed.embed
@@ -235,12 +242,26 @@ def _call(
     optimizer = build_optimizer(network, OptimizerConfig(lr=RATE))
     loss = torch.compile(total_loss, dynamic=False) if compiled else total_loss
 
-    def step() -> Tensor:
-        total = loss(computed, inputs)
+    def forget() -> None:
+        optimizer.zero_grad(set_to_none=True)
+
+    def step(*batch: Tensor) -> dict[str, Tensor]:
+        total = loss(computed, batch)
         total.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return total.detach()
+        return {"total": total.detach()}
 
-    return step
+    if way is not None and way.graphs:
+        rates_on_device(optimizer, inputs[0].device)
+        graphed = GraphedStep(step, forget)
+        for _ in range(WARMUP):
+            graphed(*inputs)
+        return lambda: graphed(*inputs)["total"]
+
+    def launched() -> Tensor:
+        total = step(*inputs)["total"]
+        forget()
+        return total
+
+    return launched

@@ -41,6 +41,7 @@ COLOURS = {
     "auto, kept": "#6ea5d3",
     "auto, layers": "#a9c9e6",
     "auto, compiled": "#16507f",
+    "auto, graphs": "#0c2f4d",
 }
 ROW_HEIGHT = 0.24
 

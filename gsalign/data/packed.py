@@ -1,8 +1,9 @@
 """A file of decoded, resized images, from which training reads without decoding anything.
 
 A NumPy array uint8 ``[N, 1 + 3 * H * W]``: whether the image could be read, then its pixels. Its
-name carries a fingerprint of the files it was made of (path, size, time of the last change) and of
-the size of its images, so that one which is out of date is never found, and is replaced.
+name carries two fingerprints: of the list of files it was made of with the size of its images, and
+of the state they were in (size, time of the last change). So one which is out of date is never
+found, and is replaced; other parts of a data set, or other sizes, have files of their own.
 """
 
 from __future__ import annotations
@@ -34,20 +35,22 @@ BLOCK = 1024
 """Images handed to the threads at a time, so that Ctrl-C waits for no more."""
 
 
-def fingerprint(paths: Sequence[Path], size: tuple[int, int]) -> str:
-    """Changes when a file, its place or the size of the images does; 16 hexadecimal digits.
+def fingerprints(paths: Sequence[Path], size: tuple[int, int]) -> tuple[str, str]:
+    """Which files at which size, and in what state they are; 12 hexadecimal digits each.
 
     Raises:
         DataError: a file is missing.
     """
-    digest = hashlib.sha256(f"{FORMAT} {size[0]}x{size[1]}\n".encode())
+    which = hashlib.sha256(f"{FORMAT} {size[0]}x{size[1]}\n".encode())
+    state = hashlib.sha256()
     for path in paths:
         try:
             status = os.stat(path)
         except OSError as error:
             raise DataError(f"image {path} cannot be read: {error.strerror}") from None
-        digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+        which.update(f"{path.absolute()}\n".encode())
+        state.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    return which.hexdigest()[:12], state.hexdigest()[:12]
 
 
 class PackedImages:
@@ -69,8 +72,9 @@ class PackedImages:
         self, paths: Sequence[Path], size: tuple[int, int], folder: Path, name: str
     ) -> None:
         self.size = size
-        prefix = re.sub(r"[^\w-]+", "-", f"{name}-{size[0]}x{size[1]}")
-        self.path = folder / f"{prefix}-{fingerprint(paths, size)}.npy"
+        which, state = fingerprints(paths, size)
+        prefix = re.sub(r"[^\w-]+", "-", f"{name}-{size[0]}x{size[1]}-{which}")
+        self.path = folder / f"{prefix}-{state}.npy"
         shape = (len(paths), 1 + 3 * size[0] * size[1])
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +134,7 @@ def _write(
             f"packed images need {needed / 2**30:.1f} GiB in {path.parent}, {free / 2**30:.1f} GiB "
             "are free; set data.cache_folder to another disk, or data.cache=none"
         )
-    logger.info("packing %d images into %s, %.2f GiB", shape[0], path, needed / 2**30)
+    logger.info("packing %d images into %s, %.0f MiB", shape[0], path, needed / 2**20)
     threads = max(1, len(os.sched_getaffinity(0)))
     with atomic_write(path) as temporary, ThreadPoolExecutor(threads) as pool:
         rows = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
