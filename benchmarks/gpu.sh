@@ -12,7 +12,9 @@
 #   PREBUILT=1     the extension was built elsewhere and lies in gsalign_kernels/
 #   COMMIT         what to call the commit in the results, where there is no git
 #   STEPS          the steps to run, as "tests benchmarks"; all of them otherwise
-#   BENCHMARK      arguments of `python -m benchmarks`, as "--only warp"
+#   BENCHMARK      arguments of `python -m benchmarks`, as "--only warp", or for the whole network at
+#                  batch 32 to 1024 "--only model --full --no-compile"
+#   BENCHMARK_SECONDS  its limit (150); the whole network wants 500
 #   PROFILE        operators whose kernels are profiled, as "warp_tokens warp_image"
 set -u
 
@@ -73,7 +75,7 @@ step tests 180 "$python" -m pytest tests/kernels $workers -p no:cacheprovider -r
   -k "cuda or triton or gpu" \
   --ignore tests/kernels/test_gpu_targets.py --ignore tests/kernels/test_triton_interpreted.py
 # shellcheck disable=SC2086
-step benchmarks 150 "$python" -m benchmarks --device cuda --out "$out/benchmarks.csv" \
+step benchmarks "${BENCHMARK_SECONDS:-150}" "$python" -m benchmarks --device cuda --out "$out/benchmarks.csv" \
   ${BENCHMARK:---no-compile}
 if [ -s "$out/benchmarks.csv" ]; then
   step plots 20 "$python" -m benchmarks.plot "$out/benchmarks.csv" --out "$out/figures"

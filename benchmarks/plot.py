@@ -40,6 +40,10 @@ COLOURS = {
     "cuda": "#2e8b57",
     "triton": "#d9662b",
     "auto": "#1f6fb2",
+    "auto, kept": "#6ea5d3",
+    "auto, layers": "#a9c9e6",
+    "auto, compiled": "#16507f",
+    "auto, graphs": "#0c2f4d",
 }
 ROW_HEIGHT = 0.24
 

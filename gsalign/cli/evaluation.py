@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsalign.cli.options import add_config_options, read_config, split_overrides
+from gsalign.cli.options import (
+    add_config_options,
+    add_speed_options,
+    read_config,
+    split_overrides,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
         "(write_parts) also how its part masks agree with the true parts.",
     )
     add_config_options(parser)
+    add_speed_options(parser)
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
@@ -190,13 +196,14 @@ def evaluate_checkpoint(
     """Evaluate weights on the configuration's data set and print the table.
 
     Args:
-        config: data, device and precision; the network is the checkpoint's.
+        config: data, device, precision and whether to compile; the network is the checkpoint's.
         checkpoint: the weights.
         wanted: what to compute and to write; the table alone if None.
         compare: make sure that the configuration describes the same network.
     """
     from gsalign.cli.console import log_to, make_console, progress
     from gsalign.data import load_dataset
+    from gsalign.engine.compilation import compile_embedding
     from gsalign.engine.distributed import build_accelerator
     from gsalign.engine.loading import load_network
     from gsalign.engine.testing import embed_splits, measure_parts
@@ -217,6 +224,8 @@ def evaluate_checkpoint(
         splits.append(_validation(config, dataset, console))
     accelerator = build_accelerator(device=config.device, precision=config.training.precision)
     network.to(accelerator.device)
+    if config.training.compile:
+        compile_embedding(network)
     features: list[tuple[Features, Features]] = []
     for query, gallery in splits:
         with progress(console, "embedding", "images") as report:

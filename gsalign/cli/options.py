@@ -31,6 +31,16 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_speed_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--compile`` and ``--precision``."""
+    parser.add_argument("--compile", action="store_true", help="the same as training.compile=true")
+    parser.add_argument(
+        "--precision",
+        choices=("no", "fp16", "bf16"),
+        help="the same as training.precision=...",
+    )
+
+
 def split_overrides(arguments: argparse.Namespace, taken: Sequence[str]) -> list[str]:
     """Give the overrides among the values that another argument took to the overrides.
 
@@ -50,7 +60,8 @@ def read_config(arguments: argparse.Namespace, *, fallback: Path | None = None) 
     """The configuration that the options make.
 
     Args:
-        arguments: parsed options of :func:`add_config_options`, perhaps with ``output``.
+        arguments: parsed options of :func:`add_config_options`, perhaps with ``output`` and those
+            of :func:`add_speed_options`.
         fallback: the file to read when ``--config-file`` is not given, if it exists.
 
     Raises:
@@ -67,8 +78,11 @@ def read_config(arguments: argparse.Namespace, *, fallback: Path | None = None) 
         ("kernels", arguments.kernels),
         ("device", arguments.device),
         ("output", getattr(arguments, "output", None)),
+        ("training.precision", getattr(arguments, "precision", None)),
     ):
         if value is not None:
             # Quoted, so that YAML takes any path for a text.
             overrides.append(f"{key}='{str(value).replace(chr(39), chr(39) * 2)}'")
+    if getattr(arguments, "compile", False):
+        overrides.append("training.compile=true")
     return load_config(path, overrides)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gsalign.cli.options import add_config_options, read_config
+from gsalign.cli.options import add_config_options, add_speed_options, read_config
 from gsalign.errors import ConfigError
 
 
@@ -24,12 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output", metavar="DIR", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on where the run was stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace a run in the folder")
-    parser.add_argument("--compile", action="store_true", help="the same as training.compile=true")
-    parser.add_argument(
-        "--precision",
-        choices=("no", "fp16", "bf16"),
-        help="the same as training.precision=...",
-    )
+    add_speed_options(parser)
     parser.add_argument(
         "--num-gpus",
         type=int,
@@ -48,10 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--num-gpus is {arguments.num_gpus}; wanted 0 (the CPU) or a number")
     if arguments.num_gpus == 0:
         arguments.device = "cpu"
-    if arguments.compile:
-        arguments.overrides = [*arguments.overrides, "training.compile=true"]
-    if arguments.precision:
-        arguments.overrides = [*arguments.overrides, f"training.precision={arguments.precision}"]
     fallback = Path(arguments.output) / "config.yaml" if arguments.output else None
     config = read_config(arguments, fallback=fallback)
 

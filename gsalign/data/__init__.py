@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from gsalign.data.ag_reid import load_ag_reid
 from gsalign.data.ag_reid_v2 import load_ag_reid_v2
+from gsalign.data.augmentation import Augmentation
 from gsalign.data.cargo import load_cargo
 from gsalign.data.config import AugmentationConfig, DataConfig
+from gsalign.data.decoding import read_image, resize
 from gsalign.data.folder import load_folder, read_images
-from gsalign.data.images import (
-    ImageCheck,
-    ImageStore,
-    check_images,
-    oddity,
-    read_image,
-    resize,
-)
+from gsalign.data.images import ImageCheck, ImageStore, check_images, oddity
 from gsalign.data.loading import (
     Batch,
     BatchLoader,
@@ -57,6 +52,7 @@ __all__ = [
     "GROUND",
     "VIEW_NAMES",
     "VIEW_PROTOCOLS",
+    "Augmentation",
     "AugmentationConfig",
     "Batch",
     "BatchLoader",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gsalign.data.images import Cache, OnBroken
 from gsalign.data.layout import Singletons
@@ -119,7 +119,17 @@ class DataConfig(BaseModel):
     num_workers: int = Field(
         default=2, ge=0, description="loader processes; 0 loads in the main one"
     )
-    cache: Cache = Field(default="none", description="'memory' keeps decoded, resized images")
+    augment_on_device: bool = Field(
+        default=False,
+        description="augment and normalise where the network computes; loaders hand out bytes",
+    )
+    cache: Cache = Field(
+        default="none",
+        description="of decoded, resized images: `none`, `memory`, or `packed`, a file of them",
+    )
+    cache_folder: Path | None = Field(
+        default=None, description="of packed files; null: `packed` in the data set's folder"
+    )
     on_broken: OnBroken = Field(default="error", description="'skip' goes on without broken images")
     singletons: Singletons = Field(
         default="drop", description="'keep', 'drop' or 'error': identities with one training image"
@@ -133,6 +143,20 @@ class DataConfig(BaseModel):
         lt=1.0,
         description="share of training identities held out for validation",
     )
+
+    @model_validator(mode="after")
+    def _augmix_needs_the_cpu(self) -> DataConfig:
+        if self.augment_on_device and self.augmentation.augmix:
+            raise ValueError(
+                "augment_on_device is true, but AugMix runs on the CPU only: set "
+                "augmentation.augmix=0, or augment_on_device=false"
+            )
+        return self
+
+    @property
+    def packed_folder(self) -> Path:
+        """Where packed files are: ``cache_folder``, or ``packed`` in the data set's folder."""
+        return self.root / "packed" if self.cache_folder is None else self.cache_folder
 
     @field_validator("image_size")
     @classmethod

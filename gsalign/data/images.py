@@ -1,4 +1,4 @@
-"""Reading image files into uint8 tensors, and keeping decoded ones in memory."""
+"""The images of a split: checking them, decoding them on demand, and keeping decoded ones."""
 
 from __future__ import annotations
 
@@ -10,105 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
+from gsalign.data.decoding import read_image, resize
+from gsalign.data.packed import PackedImages
 from gsalign.data.records import Split
 from gsalign.errors import DataError
 from gsalign.memory import available_memory
 
 OnBroken = Literal["error", "skip"]
-Cache = Literal["none", "memory"]
+Cache = Literal["none", "memory", "packed"]
 
-# The container formats that torchvision decodes; it is about twice as fast as Pillow on JPEG.
-_FAST_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
-_SIXTEEN_BITS = 0xFFFF
 # Nobody can be told from fewer pixels than these in height or width.
 _SMALLEST = 8
 _FORMATS = {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",)}
-
-
-def read_image(path: str | os.PathLike[str]) -> Tensor:
-    """Decode an image file.
-
-    Args:
-        path: JPEG, PNG, or whatever else Pillow reads. Grey, palette and CMYK images become RGB,
-            16 bits become 8 by rounding, an alpha channel is dropped, an EXIF orientation is not
-            applied (as in the published code).
-
-    Returns:
-        RGB, uint8 ``[3, H, W]``.
-
-    Raises:
-        DataError: the file is missing, empty, truncated or not an image, or its pixels are
-            floating-point numbers.
-    """
-    file = Path(path)
-    if file.suffix.lower() in _FAST_SUFFIXES:
-        try:
-            return _eight_bits(decode_image(str(file), mode=ImageReadMode.RGB))
-        except (RuntimeError, ValueError):
-            # Pillow knows more colour models and gives the better message; let it judge.
-            pass
-    try:
-        with Image.open(file) as image:
-            return image_pixels(image)
-    except FileNotFoundError:
-        raise DataError(f"image {file} does not exist") from None
-    except Exception as error:  # Pillow's plugins raise anything, struct.error included
-        if file.is_file() and file.stat().st_size == 0:
-            raise DataError(f"image {file} is empty (0 bytes)") from None
-        reason = " ".join(str(error).split()) or type(error).__name__
-        reason = reason.removesuffix(f" {str(file)!r}")
-        raise DataError(f"image {file} cannot be read: {reason}") from None
-
-
-def image_pixels(image: Image.Image) -> Tensor:
-    """RGB pixels of an image of Pillow, with the conversions of :func:`read_image`.
-
-    Returns:
-        uint8 ``[3, H, W]``.
-
-    Raises:
-        ValueError: the pixels are floating-point numbers, whose range nobody knows.
-        OSError: the image is not yet decoded, and damaged.
-    """
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        # Pillow would cut 16 bits of grey off at 255 instead of scaling them.
-        grey = np.array(image).clip(0, _SIXTEEN_BITS).astype(np.int32)
-        return _eight_bits(torch.from_numpy(grey)).expand(3, -1, -1).contiguous()
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-
-
-def _eight_bits(pixels: Tensor) -> Tensor:
-    """Round pixels of 16 bits to 8; white stays white. Those of 8 bits are returned as they are."""
-    if pixels.dtype == torch.uint8:
-        return pixels
-    return ((pixels.int() + 128) // 257).to(torch.uint8)
-
-
-def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize with an antialiased bicubic filter; an image of that size already is returned as is.
-
-    Args:
-        image: uint8 or float ``[..., 3, H, W]``.
-        size: ``(height, width)``.
-
-    Returns:
-        The same type, ``[..., 3, height, width]``.
-    """
-    if tuple(image.shape[-2:]) == tuple(size):
-        return image
-    return functional.resize(
-        image, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True
-    )
 
 
 @dataclass(frozen=True)
@@ -208,17 +125,28 @@ class ImageStore:
     does so for all. It is not in ``/dev/shm``, whose size containers like to limit. A process that
     is spawned instead of forked gets a private cache.
 
+    With ``cache="packed"`` they are read from a file, see :mod:`gsalign.data.packed`.
+
     Args:
         paths: the files.
         size: ``(height, width)`` of the images handed out.
-        cache: ``"none"`` or ``"memory"``.
+        cache: ``"none"``, ``"memory"`` or ``"packed"``.
+        folder: of packed files.
+        name: of the split, in the name of its packed file.
 
     Raises:
-        DataError: the cache does not fit into the memory that is available now.
+        DataError: the cache does not fit into the memory that is available now, or the packed file
+            cannot be made.
     """
 
     def __init__(
-        self, paths: Sequence[Path], size: tuple[int, int], *, cache: Cache = "none"
+        self,
+        paths: Sequence[Path],
+        size: tuple[int, int],
+        *,
+        cache: Cache = "none",
+        folder: Path | None = None,
+        name: str = "images",
     ) -> None:
         self.paths = tuple(paths)
         self.size = (int(size[0]), int(size[1]))
@@ -230,6 +158,11 @@ class ImageStore:
                     f"cache='memory' needs {needed / 2**30:.1f} GiB for {len(self.paths)} images, "
                     f"{available / 2**30:.1f} GiB are available; use cache='none' or smaller images"
                 )
+        self._packed: PackedImages | None = None
+        if cache == "packed" and self.paths:
+            if folder is None:
+                raise DataError("cache='packed' needs a folder for its files")
+            self._packed = PackedImages(self.paths, self.size, folder, name)
         self._allocate()
 
     @property
@@ -250,7 +183,8 @@ class ImageStore:
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the mapping behind: it means nothing to a process that was not forked."""
-        return {"paths": self.paths, "size": self.size, "cache": self.cache}
+        names = ("paths", "size", "cache", "_packed")
+        return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Restore the settings and start with an empty cache."""
@@ -266,6 +200,8 @@ class ImageStore:
 
         With the memory cache this is a view into it: do not write to it.
         """
+        if self._packed is not None and (pixels := self._packed[index]) is not None:
+            return pixels
         if self._pixels is None or self._filled is None:
             return resize(read_image(self.paths[index]), self.size)
         if not self._filled[index]:

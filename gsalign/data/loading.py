@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gsalign.data.augmentation import Augmentation
 from gsalign.data.config import DataConfig
 from gsalign.data.images import ImageStore, OnBroken
 from gsalign.data.records import ReIDDataset, Split, contiguous_labels
@@ -36,7 +37,7 @@ class Batch:
     """Images with what is known of them.
 
     Attributes:
-        images: float32 ``[B, 3, H, W]`` in [-1, 1].
+        images: float32 ``[B, 3, H, W]`` in [-1, 1]; or uint8, where the rest is left to the device.
         identities: int64 ``[B]``; labels 0 .. N-1 from a training loader, raw identities from an
             evaluation loader.
         views: int64 ``[B]``, 0 ground and 1 aerial.
@@ -44,6 +45,7 @@ class Batch:
         indices: int64 ``[B]``, the place of each image in its split.
         paths: the file of each image.
         broken: one line per image that could not be read and is not in the batch.
+        augmentation: what was drawn for images that are still to be augmented, or None.
     """
 
     images: Tensor
@@ -53,10 +55,19 @@ class Batch:
     indices: Tensor
     paths: tuple[str, ...]
     broken: tuple[str, ...] = ()
+    augmentation: Augmentation | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.paths)
+
+    def pixels(self) -> Tensor:
+        """The network's input: the images, augmented and normalised if they are not yet."""
+        if self.images.dtype != torch.uint8:
+            return self.images
+        if self.augmentation is None:
+            return normalize(self.images)
+        return self.augmentation(self.images)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on ``device``."""
@@ -75,6 +86,7 @@ class Batch:
             indices=function(self.indices),
             paths=self.paths,
             broken=self.broken,
+            augmentation=None if self.augmentation is None else self.augmentation.map(function),
         )
 
 
@@ -96,12 +108,14 @@ class _BatchDataset(Dataset[Any]):
         *,
         transform: TrainTransform | None,
         on_broken: OnBroken,
+        as_bytes: bool,
     ) -> None:
         self.split = split
         self.labels = labels
         self.store = store
         self.transform = transform
         self.on_broken = on_broken
+        self.as_bytes = as_bytes
         self.members: dict[int, list[int]] = {}
         if transform is not None:
             for index, label in enumerate(labels.tolist()):
@@ -117,6 +131,7 @@ class _BatchDataset(Dataset[Any]):
         images: list[Tensor] = []
         indices: list[int] = []
         used: list[Draw] = []
+        missing: list[Draw] = []
         broken: list[str] = []
         for number, draw in enumerate(draws):
             wanted = draw.image if isinstance(draw, Draw) else int(draw)
@@ -131,13 +146,27 @@ class _BatchDataset(Dataset[Any]):
                 indices.append(index)
                 used.append(draw if isinstance(draw, Draw) else Draw(index, 0, number))
                 break
+            else:
+                missing.append(draw if isinstance(draw, Draw) else Draw(wanted, 0, number))
+        if self.transform is not None and images:
+            # Nobody of a person could be read: others stand in, since all batches, and those of all
+            # processes, must be as large.
+            for number in range(len(draws) - len(images)):
+                images.append(images[number])
+                indices.append(indices[number])
+                used.append(missing[number])
         if images:
             stacked = torch.stack(images)
         else:
             stacked = torch.empty(0, 3, *self.store.size, dtype=torch.uint8)
-        pixels = normalize(stacked) if self.transform is None else self.transform(stacked, used)
+        pixels, augmentation = stacked, None
+        if not self.as_bytes:
+            pixels = normalize(stacked) if self.transform is None else self.transform(stacked, used)
+        elif self.transform is not None:
+            augmentation = self.transform.plan(used, self.store.size)
         return Batch(
             images=pixels,
+            augmentation=augmentation,
             identities=torch.from_numpy(self.labels[indices]),
             views=torch.from_numpy(self.split.views[indices]),
             cameras=torch.from_numpy(self.split.cameras[indices]),
@@ -249,6 +278,8 @@ def train_loader(
     """Make the loader of augmented P x K training batches.
 
     What it yields depends on the seed, the epoch and the iteration, not on the number of workers.
+    With ``config.augment_on_device`` batches hold bytes, and ``Batch.pixels`` augments them where
+    they then are.
 
     Args:
         split: the training images.
@@ -279,9 +310,10 @@ def train_loader(
     dataset = _BatchDataset(
         split,
         labels,
-        ImageStore(split.paths, config.image_size, cache=config.cache),
+        _image_store(split, config),
         transform=TrainTransform(config.augmentation, seed=seed),
         on_broken=config.on_broken,
+        as_bytes=config.augment_on_device,
     )
     return BatchLoader(dataset, sampler, classes, **_loader_options(config, pin_memory))
 
@@ -292,6 +324,7 @@ def evaluation_loader(
     *,
     rank: int = 0,
     world_size: int = 1,
+    as_bytes: bool = False,
     pin_memory: bool | None = None,
 ) -> BatchLoader:
     """Make the loader of a split in its order, resized and normalised, with raw identities.
@@ -304,6 +337,7 @@ def evaluation_loader(
         config: image size, batch size, workers, cache.
         rank: of this process.
         world_size: number of processes; each gets a contiguous stretch.
+        as_bytes: hand out uint8 images, to be normalised where they are used.
         pin_memory: page-locked batches; ``None`` is yes where CUDA is there.
 
     Raises:
@@ -315,12 +349,23 @@ def evaluation_loader(
     dataset = _BatchDataset(
         split,
         np.array(split.identities),
-        ImageStore(split.paths, config.image_size, cache=config.cache),
+        _image_store(split, config),
         transform=None,
         on_broken=config.on_broken,
+        as_bytes=as_bytes,
     )
     classes = np.unique(split.identities)
     return BatchLoader(dataset, sampler, classes, **_loader_options(config, pin_memory))
+
+
+def _image_store(split: Split, config: DataConfig) -> ImageStore:
+    return ImageStore(
+        split.paths,
+        config.image_size,
+        cache=config.cache,
+        folder=config.packed_folder,
+        name=split.name,
+    )
 
 
 def _loader_options(config: DataConfig, pin_memory: bool | None) -> dict[str, Any]:

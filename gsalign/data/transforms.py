@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from gsalign.data.augmentation import Augmentation
 from gsalign.data.config import AugmentationConfig
 from gsalign.data.samplers import Draw
 
@@ -105,18 +105,27 @@ class TrainTransform:
             raise ValueError(f"{len(draws)} draws for {len(images)} images")
         if not len(images):
             return images.float()
-        height, width = images.shape[-2:]
-        drawn = self._draw(draws, height, width)
-        pixels = self._geometry(images, drawn)
-        for i in np.flatnonzero(drawn.augmix).tolist():
-            pixels[i] = self._mix(pixels[i], int(drawn.augmix_seed[i]))
-        result = self._colour(pixels, drawn)
-        fill = torch.tensor(self.config.erasing_fill).sub_(127.5).div_(127.5).view(3, 1, 1)
-        for i, rectangle in enumerate(drawn.erased):
-            if rectangle is not None:
-                top, left, h, w = rectangle
-                result[i, :, top : top + h, left : left + w] = fill
-        return result
+        drawn = self._draw(draws, *images.shape[-2:])
+        chosen = np.flatnonzero(drawn.augmix).tolist()
+
+        def mix(pixels: Tensor) -> Tensor:
+            for i in chosen:
+                pixels[i] = self._mix(pixels[i], int(drawn.augmix_seed[i]))
+            return pixels
+
+        plan = self._as_tensors(drawn, *images.shape[-2:])
+        return plan(images, between=mix if chosen else None)
+
+    def plan(self, draws: Sequence[Draw], size: tuple[int, int]) -> Augmentation:
+        """What to do with a batch, to be done elsewhere: ``plan(draws, size)(images)``.
+
+        AugMix, which is PyTorch's own and draws on the CPU, is no part of it.
+
+        Args:
+            draws: the B draws the images come from.
+            size: ``(height, width)`` of the images.
+        """
+        return self._as_tensors(self._draw(draws, *size), *size)
 
     def _draw(self, draws: Sequence[Draw], height: int, width: int) -> _Parameters:
         config = self.config
@@ -163,49 +172,35 @@ class TrainTransform:
                 return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
         return None
 
-    def _geometry(self, images: Tensor, drawn: _Parameters) -> Tensor:
-        """Crop, flip, rotate and scale; float32 ``[B, 3, H, W]``, values 0 .. 255."""
-        if self.config.rotation == 0.0 and self.config.scale == 0.0:
-            return self._copy(images, drawn)
-        height, width = images.shape[-2:]
-        # In pixels from the centre: output -> crop frame (turned back, shrunk back, flipped back)
-        # -> image (shifted). The map is affine, so each coordinate is a term of the column plus
-        # a term of the row.
-        cos, sin = np.cos(drawn.angle) / drawn.scale, np.sin(drawn.angle) / drawn.scale
-        sign = np.where(drawn.flip, -1.0, 1.0)
-        columns, rows = np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2
-        x = _sums(np.outer(sign * cos, columns), np.outer(sign * -sin, rows), 2.0 / width)
-        y = _sums(np.outer(sin, columns), np.outer(cos, rows), 2.0 / height)
-        if self.config.crop_padding:
-            # -1 and 1 are the outer edges of the crop.
-            outside = (x.abs() > 1.0).logical_or_(y.abs() > 1.0)
-            shift = torch.from_numpy(drawn.shift * (2.0 / np.array([height, width]))).float()
-            y += shift[:, 0, None, None]
-            x += shift[:, 1, None, None]
-            # Far away is black, too.
-            x.masked_fill_(outside, 9.0)
-        return F.grid_sample(
-            images.float(),
-            torch.stack([x, y], dim=-1),
-            mode="bilinear",
-            padding_mode="zeros",
-            align_corners=False,
+    def _as_tensors(self, drawn: _Parameters, height: int, width: int) -> Augmentation:
+        config = self.config
+        corner = flip = columns = rows = shift = colour = grey = erased = fill = None
+        if config.rotation == 0.0 and config.scale == 0.0:
+            if config.crop_padding or config.flip:
+                corner = torch.from_numpy(drawn.shift + config.crop_padding)
+                flip = torch.from_numpy(drawn.flip)
+        else:
+            columns, rows = _geometry(drawn, height, width)
+            if config.crop_padding:
+                moved = drawn.shift[:, ::-1] * (2.0 / np.array([width, height]))
+                shift = torch.from_numpy(moved).float()
+        if config.color_jitter:
+            colour, grey = _colours(drawn)
+        if config.erasing:
+            erased = torch.tensor([rectangle or (0, 0, 0, 0) for rectangle in drawn.erased])
+            fill = torch.tensor(config.erasing_fill).sub_(127.5).div_(127.5)
+        return Augmentation(
+            corner=corner,
+            flip=flip,
+            columns=columns,
+            rows=rows,
+            shift=shift,
+            colour=colour,
+            grey=grey,
+            erased=erased,
+            fill=fill,
+            padding=config.crop_padding,
         )
-
-    def _copy(self, images: Tensor, drawn: _Parameters) -> Tensor:
-        padding = self.config.crop_padding
-        height, width = images.shape[-2:]
-        result = images
-        if padding:
-            padded = F.pad(images, [padding] * 4)
-            result = torch.empty_like(images)
-            for i, (y, x) in enumerate((drawn.shift + padding).tolist()):
-                result[i] = padded[i, :, y : y + height, x : x + width]
-        pixels = result.float()
-        flip = torch.from_numpy(drawn.flip)
-        if drawn.flip.any():
-            pixels[flip] = pixels[flip].flip(-1)
-        return pixels
 
     def _mix(self, image: Tensor, seed: int) -> Tensor:
         # AugMix draws from the global generator: lend it one, and put back what was there.
@@ -214,31 +209,33 @@ class TrainTransform:
             mixed = self._augmix(image.round().clamp_(0, 255).to(torch.uint8))
         return mixed.float()
 
-    def _colour(self, pixels: Tensor, drawn: _Parameters) -> Tensor:
-        if self.config.color_jitter == 0.0:
-            return pixels.sub_(127.5).div_(127.5).clamp_(-1.0, 1.0)
-        batch, _, height, width = pixels.shape
-        grey = torch.tensor(_GREY)
-        # brightness: b x; contrast about the mean grey m: c b x + (1 - c) b m;
-        # saturation about the grey of each pixel: S y with S = s I + (1 - s) 1 grey^T.
-        # S leaves the grey offset (1 - c) b m as it is, because the weights sum to one.
-        b, c, s = (
-            torch.from_numpy(value).float().view(-1, 1, 1)
-            for value in (drawn.brightness, drawn.contrast, drawn.saturation)
-        )
-        mean = (pixels.mean((2, 3)) @ grey).view(-1, 1, 1)
-        matrix = (b * c) * (s * torch.eye(3) + (1.0 - s) * grey.expand(3, 3))
-        offset = (1.0 - c) * b * mean
-        result = torch.baddbmm(
-            ((offset - 127.5) / 127.5).expand(batch, 3, 1),
-            matrix / 127.5,
-            pixels.reshape(batch, 3, height * width),
-        )
-        return result.clamp_(-1.0, 1.0).view(batch, 3, height, width)
+
+def _geometry(drawn: _Parameters, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """What columns ``[B, 2, W]`` and rows ``[B, 2, H]`` add to where the output reads (x, y).
+
+    In pixels from the centre: output -> crop frame (turned back, shrunk back, flipped back). The
+    map is affine, so each coordinate is a term of the column plus a term of the row.
+    """
+    cos, sin = np.cos(drawn.angle) / drawn.scale, np.sin(drawn.angle) / drawn.scale
+    sign = np.where(drawn.flip, -1.0, 1.0)
+    column, row = np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2
+    factors = np.array([2.0 / width, 2.0 / height])[:, None]
+    columns = np.stack([np.outer(sign * cos, column), np.outer(sin, column)], axis=1) * factors
+    rows = np.stack([np.outer(sign * -sin, row), np.outer(cos, row)], axis=1) * factors
+    return torch.from_numpy(columns).float(), torch.from_numpy(rows).float()
 
 
-def _sums(columns: NDArray[np.float64], rows: NDArray[np.float64], factor: float) -> Tensor:
-    """Return ``factor * (columns[b, j] + rows[b, i])`` as float32 ``[B, H, W]``."""
-    one = torch.from_numpy(columns * factor).float()
-    other = torch.from_numpy(rows * factor).float()
-    return one[:, None, :] + other[:, :, None]
+def _colours(drawn: _Parameters) -> tuple[Tensor, Tensor]:
+    """The map of colours ``[B, 3, 3]`` to the normalised scale, and the mean's weights ``[B, 3]``.
+
+    Brightness: b x; contrast about the mean grey m: c b x + (1 - c) b m; saturation about the grey
+    of each pixel: S y with S = s I + (1 - s) 1 grey^T. S leaves the grey offset (1 - c) b m as it
+    is, because the weights sum to one.
+    """
+    weights = torch.tensor(_GREY)
+    b, c, s = (
+        torch.from_numpy(value).float().view(-1, 1, 1)
+        for value in (drawn.brightness, drawn.contrast, drawn.saturation)
+    )
+    matrix = (b * c) * (s * torch.eye(3) + (1.0 - s) * weights.expand(3, 3))
+    return matrix / 127.5, ((1.0 - c) * b).view(-1, 1) * weights

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +43,9 @@ class AngleStatistics:
 
 
 class AngleMonitor:
-    """Keeps the angles of the last batch and reads them when asked.
+    """Keeps the angles of the last training batch and reads them when asked.
 
-    Adds forward hooks to the LTPS layers, so that training needs no second forward and no other
+    Adds a forward hook to the backbone, so that training needs no second forward and no other
     return value than the losses. Keeping is free; only :meth:`read` waits for the device.
 
     Args:
@@ -54,27 +53,26 @@ class AngleMonitor:
     """
 
     def __init__(self, model: GSAlign) -> None:
-        self._last: dict[str, Tensor] = {}
+        self._layers = tuple(str(layer) for layer in model.config.ltps_layers)
+        self._last: Tensor | None = None
         self._told: dict[str, str] = {}
-        for layer, module in model.backbone.ltps.items():
-            module.register_forward_hook(self._keeper(layer))
+        # Not of the LTPS layers: what is computed again in the backward pass has no hooks.
+        model.backbone.register_forward_hook(self._keep)
 
-    def _keeper(self, layer: str) -> Any:
-        def keep(module: nn.Module, arguments: object, output: tuple[Tensor, Tensor]) -> None:
-            self._last[layer] = output[1].detach()
-
-        return keep
+    def _keep(self, module: nn.Module, arguments: object, output: tuple[Tensor, Tensor]) -> None:
+        if module.training:
+            self._last = output[1].detach()
 
     def read(self) -> dict[str, AngleStatistics]:
         """Statistics of every layer over the last batch of this process, by block number."""
-        if not self._last:
+        if self._last is None or not self._layers:
             return {}
-        angles = torch.stack(list(self._last.values())).float()
+        angles = self._last.float()
         columns = torch.stack(
             [angles.mean(1), angles.std(1, correction=0), angles.abs().mean(1)], dim=1
         ).tolist()
         return {
-            layer: AngleStatistics(*row) for layer, row in zip(self._last, columns, strict=True)
+            layer: AngleStatistics(*row) for layer, row in zip(self._layers, columns, strict=True)
         }
 
     def warn(self, statistics: dict[str, AngleStatistics]) -> None:

@@ -98,14 +98,24 @@ class TrainingConfig(_Section):
         default="metric", description="number that chooses; `metric` is (mAP + Rank-1) / 2"
     )
     compile: bool = Field(default=False, description="compile the network with torch.compile")
-    recompute: bool = Field(
+    cuda_graphs: bool = Field(
         default=False,
-        description="compute every layer again in the backward pass instead of keeping it: less "
-        "memory, a third more arithmetic",
+        description="run a training step as one CUDA graph: one GPU, precision `bf16` or `no`",
+    )
+    recompute: Literal["nothing", "cheap", "layers"] = Field(
+        default="cheap",
+        description="what the backward pass computes again instead of keeping it: `nothing`, "
+        "`cheap` (norms and GELU: a third less memory) or `layers` (least memory, a third more "
+        "arithmetic)",
     )
     deterministic: bool = Field(
         default=False,
         description="the same bits on every run of the same machine; slower on a GPU",
+    )
+    global_losses: bool = Field(
+        default=True,
+        description="several processes: losses compare the images of all of them, as one process "
+        "with the whole batch would; false: each its own",
     )
     find_unused_parameters: bool = Field(
         default=False, description="of DistributedDataParallel; the network needs it nowhere"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +19,7 @@ def build_accelerator(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["no", "fp16", "bf16"] = "no",
     find_unused_parameters: bool = False,
+    remember_casts: bool = True,
 ) -> Accelerator:
     """An accelerator for this process, alone or one of several under torchrun or accelerate.
 
@@ -26,6 +27,8 @@ def build_accelerator(
         device: ``"auto"`` takes a GPU if PyTorch sees one.
         precision: of autocast.
         find_unused_parameters: of DistributedDataParallel.
+        remember_casts: whether autocast keeps weights that it has cast until the forward pass ends;
+            a CUDA graph must make its own.
 
     Raises:
         ConfigError: there is no GPU where one is asked for, or it cannot compute in ``precision``.
@@ -50,11 +53,15 @@ def build_accelerator(
         # Accelerate keeps the first accelerator's choices for the whole process; a second run in
         # the same one may choose otherwise.
         AcceleratorState._reset_state(reset_partial_state=True)
-    handlers = []
+    handlers: list[Any] = []
     if find_unused_parameters:
         from accelerate import DistributedDataParallelKwargs
 
         handlers.append(DistributedDataParallelKwargs(find_unused_parameters=True))
+    if not remember_casts:
+        from accelerate import AutocastKwargs
+
+        handlers.append(AutocastKwargs(cache_enabled=False))
     return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
 
 

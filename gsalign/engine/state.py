@@ -110,12 +110,15 @@ def load_state(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     optimizer.state.clear()
-    for parameter, slots in state.items():
-        optimizer.state[parameter] = {
-            # Counters stay where the optimizer makes them; averages lie with their parameter.
-            slot: value if value.ndim == 0 else value.to(parameter.device)
-            for slot, value in slots.items()
-        }
+    for group in optimizer.param_groups:
+        # Averages lie with their parameter; counters too where the step never leaves the device.
+        counts_there = group.get("fused") or group.get("capturable")
+        for parameter in group["params"]:
+            if parameter in state:
+                optimizer.state[parameter] = {
+                    slot: value.to(parameter.device) if value.ndim or counts_there else value
+                    for slot, value in state[parameter].items()
+                }
     return progress, parts["random"]
 
 

@@ -29,7 +29,9 @@ from gsalign.data import (
     train_loader,
 )
 from gsalign.engine.angles import AngleMonitor
+from gsalign.engine.compilation import compile_losses
 from gsalign.engine.config import NO_SELECTION, VALIDATION
+from gsalign.engine.cuda_graphs import require_graphs
 from gsalign.engine.determinism import deterministic
 from gsalign.engine.display import Display
 from gsalign.engine.distributed import build_accelerator, gather_rows
@@ -48,6 +50,7 @@ from gsalign.engine.state import (
     save_state,
     set_random_state,
 )
+from gsalign.engine.step import TrainingStep
 from gsalign.errors import CheckpointError, ConfigError
 from gsalign.model import GSAlign, create_model
 
@@ -90,7 +93,7 @@ class Trainer:
     whose states it saves. So a resumed run goes on exactly as if it had not been stopped.
 
     Under torchrun or ``accelerate launch`` the processes share every batch of P x K images; losses
-    that compare images (triplet, mask) see those of their own process.
+    are those of the whole batch, unless ``training.global_losses`` is off.
 
     Args:
         config: all settings; ``model.num_identities`` is replaced by what the data set has.
@@ -110,6 +113,7 @@ class Trainer:
         dataset: without the identities held out for validation.
         validation: query and gallery of the held-out identities, or None.
         network: the network, unwrapped.
+        step: trains on a batch.
         progress: iterations done, best result, and what else the state on disk tells.
         losses: of the last iteration, on their device.
         lr: of the last iteration.
@@ -135,7 +139,11 @@ class Trainer:
             device=config.device,
             precision=training.precision,
             find_unused_parameters=training.find_unused_parameters,
+            remember_casts=not training.cuda_graphs,
         )
+        if training.cuda_graphs:
+            accelerator = self.accelerator
+            require_graphs(training, accelerator.device, accelerator.num_processes)
         dataset = load_dataset(config.data) if dataset is None else dataset
         if training.select_on not in (NO_SELECTION, VALIDATION, *dataset.protocols):
             raise ConfigError(
@@ -214,6 +222,7 @@ class Trainer:
                 logger.info("pretrained: %s", report)
         self.network.to(accelerator.device).train()
         self.network.backbone.recompute = config.training.recompute
+        self.network.global_losses = config.training.global_losses
         self.angles = AngleMonitor(self.network)
         self.schedule = Schedule(
             config.schedule, config.optimizer.lr, self.total, self.epoch_length
@@ -224,8 +233,15 @@ class Trainer:
         if resume:
             random = self._load(optimizer)
         if config.training.compile:
-            self.network.compile()
+            compile_losses(self.network)
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+        self.step = TrainingStep(
+            accelerator,
+            self.model,
+            self.optimizer,
+            clip_norm=config.training.clip_norm,
+            graphs=config.training.cuda_graphs,
+        )
         if random:
             rank = accelerator.process_index % len(random["cpu"])
             set_random_state(random, rank, accelerator.device)
@@ -353,19 +369,9 @@ class Trainer:
             yield batch
 
     def _iteration(self, batch: Batch) -> None:
-        """One step of the optimizer."""
-        accelerator = self.accelerator
-        batch = batch.to(accelerator.device, non_blocking=True)
+        batch = batch.to(self.accelerator.device, non_blocking=True)
         self.lr = self.schedule(self.progress.iteration)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        self.losses = self.model(batch.images, batch.identities, batch.views)
-        accelerator.backward(torch.stack(list(self.losses.values())).sum())
-        clip = self.config.training.clip_norm
-        if clip:
-            accelerator.clip_grad_norm_(self.model.parameters(), clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.losses = self.step(batch.pixels(), batch.identities, batch.views, lr=self.lr)
 
     def loss_rows(self) -> Tensor:
         """Losses of the iterations since they were last read, mean over the processes."""

@@ -73,17 +73,31 @@ class DAM(nn.Module):
         Returns:
             Scalar, float32 (float64 for float64 patches), whatever autocast says.
         """
-        whole = self.alignment(patch_mean(patches), identities)
+        return self.loss(self.describe(patches, part_logits), identities)
+
+    def describe(self, patches: Tensor, part_logits: Tensor | None = None) -> Tensor:
+        """What the loss compares: f of the whole image and of its parts, ``[B, 1 + P, C]``.
+
+        Float32 (float64 for float64 patches); arguments as those of :meth:`forward`.
+        """
+        whole = promote(patch_mean(patches)).unsqueeze(1)
         if part_logits is None:
             return whole
         pooled, visibility = gsalign_kernels.masked_part_pool(
             patches, part_logits, activation="softmax", background=True
         )
-        count = pooled.shape[1]
-        features = functional.normalize(promote(pooled), dim=2) * visibility.unsqueeze(2)
+        unit = functional.normalize(promote(pooled), dim=2)
+        return torch.cat([whole, unit * visibility.unsqueeze(2)], dim=1)
+
+    def loss(self, features: Tensor, identities: Tensor) -> Tensor:
+        """The unweighted loss of what :meth:`describe` gives, ``[B, 1 + P, C]``; a scalar."""
+        whole = self.alignment(features[:, 0], identities)
+        count = features.shape[1] - 1
+        if not count:
+            return whole
         part = torch.arange(count, device=identities.device)
         classes = identities.unsqueeze(1) * count + part
-        return whole + self.alignment(features.flatten(0, 1), classes.flatten())
+        return whole + self.alignment(features[:, 1:].flatten(0, 1), classes.flatten())
 
     def alignment(self, features: Tensor, classes: Tensor) -> Tensor:
         """The unweighted loss of features ``[M, C]`` of classes ``[M]`` int64; a scalar."""

@@ -13,6 +13,7 @@ from gsalign.model.dam import DAM, patch_mean
 from gsalign.model.heads import ClassifierHead
 from gsalign.model.parts import PartBranch, PartEmbeddings, PartOutput
 from gsalign.model.precision import promote, without_autocast
+from gsalign.model.processes import process_count, rows_of_all
 from gsalign.model.vit import Backbone
 
 
@@ -47,12 +48,19 @@ class GSAlign(nn.Module):
 
     Args:
         config: the network; None for the published one.
+
+    Attributes:
+        global_losses: whether, under DistributedDataParallel, :meth:`losses` are those of the
+            images of all processes together, heads and their statistics included: the numbers and
+            gradients of one process with the whole batch. Each process must then bring as many
+            images. False until somebody sets it: a process sees its own images only.
     """
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
         config = ModelConfig() if config is None else config
         self.config = config
+        self.global_losses = False
         self.backbone = Backbone(config)
         self.dam = DAM(config.width, config.dam) if config.dam.enabled else None
         self.identity_head = ClassifierHead(config.width, config.num_identities)
@@ -169,6 +177,7 @@ class GSAlign(nn.Module):
             views: ``[B]`` integers in [0, ``num_views``) or bool: 0 ground, 1 aerial.
 
         Returns:
+            Of this process's images, or of all with :attr:`global_losses`; on every process.
             Scalars ``identity``, ``triplet``, ``view``, ``orthogonality``, ``mask`` and
             ``deformation``, float32 (float64 for a float64 network). Without DAM ``mask`` is 0,
             without LTPS ``deformation`` is 0. With parts also ``part_identity`` and
@@ -193,6 +202,13 @@ class GSAlign(nn.Module):
         identities, views = identities.long(), views.long()
         patches = self.backbone.patches(images)
         global_feature, view_feature, angles, parts = self._features(patches, stochastic=True)
+        part_logits = None if parts is None else parts.logits
+        described = None if self.dam is None else self.dam.describe(patches, part_logits)
+        if self.global_losses and process_count() > 1:
+            identities, views = rows_of_all([identities, views])
+            global_feature, view_feature, angles, described, parts = _of_all_processes(
+                global_feature, view_feature, angles, described, parts
+            )
         feature = global_feature - view_feature
         identity_logits = self.identity_head(feature)
         if self.config.heads.published_double_pass:
@@ -200,7 +216,6 @@ class GSAlign(nn.Module):
         view_logits = self.view_head(view_feature)
 
         weights = self.config.losses
-        part_logits = None if parts is None else parts.logits
         with without_autocast(images):
             terms = {
                 "identity": weights.identity * losses.classification(identity_logits, identities),
@@ -209,8 +224,8 @@ class GSAlign(nn.Module):
                 "orthogonality": weights.orthogonality
                 * losses.orthogonality(feature, view_feature),
                 "mask": feature.new_zeros(())
-                if self.dam is None
-                else weights.mask * self.dam(patches, identities, part_logits),
+                if self.dam is None or described is None
+                else weights.mask * self.dam.loss(described, identities),
                 "deformation": weights.deformation * losses.deformation(angles),
             }
             if self.parts is not None and parts is not None:
@@ -235,6 +250,27 @@ class GSAlign(nn.Module):
             missing = "identities" if identities is None else "views"
             raise ValueError(f"{missing} must be given with the other labels, or neither")
         return self.losses(images, identities, views)
+
+
+def _of_all_processes(
+    global_feature: Tensor,
+    view_feature: Tensor,
+    angles: Tensor,
+    described: Tensor | None,
+    parts: PartOutput | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, PartOutput | None]:
+    """What losses are made of, ``[B, ...]`` but for the angles ``[L, B]``, of all processes."""
+    given = [global_feature, view_feature, angles.T]
+    if described is not None:
+        given.append(described)
+    if parts is not None:
+        given += [parts.logits, parts.pooled, parts.visibility]
+    dtype = global_feature.dtype
+    found = rows_of_all([tensor.to(dtype) for tensor in given])
+    global_feature, view_feature, angles = found[0], found[1], found[2].T
+    if parts is not None:
+        parts = PartOutput(*found[-3:])
+    return global_feature, view_feature, angles, None if described is None else found[3], parts
 
 
 def without_values(config: ModelConfig) -> GSAlign:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import PatchEmbed
@@ -13,7 +13,25 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from gsalign.model.config import ModelConfig
+from gsalign.model.lean import linear_after_gelu, linear_after_norm
 from gsalign.model.ltps import LTPS, PREFIX
+
+Recompute = Literal["nothing", "cheap", "layers"]
+
+
+def attend(attention: Any, packed: Tensor) -> Tensor:
+    """Self-attention of all tokens.
+
+    Args:
+        attention: timm's attention module (``proj``, ``num_heads``).
+        packed: ``[B, N, 3 * C]``, queries, keys and values as its ``qkv`` gives them.
+
+    Returns:
+        ``[B, N, C]``.
+    """
+    query, key, value = _heads(packed, 3, attention.num_heads)
+    mixed = functional.scaled_dot_product_attention(query, key, value)
+    return attention.proj(mixed.transpose(1, 2).flatten(2))
 
 
 def attend_from(attention: Any, tokens: Tensor, count: int) -> Tensor:
@@ -29,19 +47,28 @@ def attend_from(attention: Any, tokens: Tensor, count: int) -> Tensor:
     """
     width = tokens.shape[2]
     weight, bias = attention.qkv.weight, attention.qkv.bias
-    heads = (attention.num_heads, width // attention.num_heads)
-    query = functional.linear(tokens[:, :count], weight[:width], bias[:width])
-    query = query.unflatten(2, heads).transpose(1, 2)
-    key_value = functional.linear(tokens, weight[width:], bias[width:])
-    key, value = key_value.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    asking = functional.linear(tokens[:, :count], weight[:width], bias[:width])
+    asked = functional.linear(tokens, weight[width:], bias[width:])
+    (query,) = _heads(asking, 1, attention.num_heads)
+    key, value = _heads(asked, 2, attention.num_heads)
     mixed = functional.scaled_dot_product_attention(query, key, value)
     return attention.proj(mixed.transpose(1, 2).flatten(2))
 
 
+def _heads(packed: Tensor, count: int, heads: int) -> tuple[Tensor, ...]:
+    """``[B, N, count * C]`` as ``count`` times ``[B, heads, N, C / heads]``."""
+    return packed.unflatten(2, (count, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
 def run_block(
-    block: Any, tokens: Tensor, *, queries: int | None = None, stochastic: bool = True
+    block: Any,
+    tokens: Tensor,
+    *,
+    queries: int | None = None,
+    stochastic: bool = True,
+    again: bool = False,
 ) -> Tensor:
-    """One pre-norm transformer block of timm, with two ways to leave work out.
+    """One pre-norm transformer block of timm, with ways to leave work and memory out.
 
     Args:
         block: timm's block (``norm1``, ``attn``, ``drop_path1``, ``norm2``, ``mlp``,
@@ -49,18 +76,20 @@ def run_block(
         tokens: ``[B, N, C]``.
         queries: when given, only this many leading tokens are computed.
         stochastic: whether stochastic depth may act (it also needs training mode).
+        again: whether the backward pass makes norms and GELU again, see :mod:`gsalign.model.lean`.
 
     Returns:
         ``[B, N, C]``, or ``[B, queries, C]``.
     """
-    normalised = block.norm1(tokens)
     if queries is None:
-        attended = block.attn(normalised)
+        packed = linear_after_norm(block.attn.qkv, block.norm1, tokens, again=again)
+        attended = attend(block.attn, packed)
     else:
-        attended = attend_from(block.attn, normalised, queries)
+        attended = attend_from(block.attn, block.norm1(tokens), queries)
         tokens = tokens[:, :queries]
     tokens = tokens + (block.drop_path1(attended) if stochastic else attended)
-    expanded = block.mlp(block.norm2(tokens))
+    hidden = linear_after_norm(block.mlp.fc1, block.norm2, tokens, again=again)
+    expanded = linear_after_gelu(block.mlp.fc2, hidden, again=again)
     return tokens + (block.drop_path2(expanded) if stochastic else expanded)
 
 
@@ -78,14 +107,15 @@ class Backbone(nn.Module):
         config: sizes of the network.
 
     Attributes:
-        recompute: whether the backward pass computes every layer anew instead of keeping what is
-            between its first and last tokens: the same numbers, a third more arithmetic, and of
-            each layer only its tokens in memory. False until somebody sets it.
+        recompute: what the backward pass computes anew instead of keeping it; the same numbers.
+            ``"cheap"``: the outputs of norms and GELU, for a few percent more time.
+            ``"layers"``: everything between a layer's first and last tokens, for a third more
+            arithmetic. ``"nothing"`` until somebody sets it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.recompute = False
+        self.recompute: Recompute = "nothing"
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.patch_embed = PatchEmbed(config.image_size, config.patch_size, 3, config.width)
         self.blocks = nn.ModuleList(
@@ -155,7 +185,7 @@ class Backbone(nn.Module):
         )
         angles: list[Tensor] = []
         last = len(self.blocks) - 1
-        recompute = self.recompute and torch.is_grad_enabled()
+        recompute = self.recompute == "layers" and torch.is_grad_enabled()
         for index in range(len(self.blocks)):
             queries = PREFIX if index == last and not all_tokens else None
             arguments = (index, tokens, queries, stochastic)
@@ -176,7 +206,13 @@ class Backbone(nn.Module):
         angle = None
         if str(index) in self.ltps:
             tokens, angle = self.ltps[str(index)](tokens)
-        tokens = run_block(self.blocks[index], tokens, queries=queries, stochastic=stochastic)
+        tokens = run_block(
+            self.blocks[index],
+            tokens,
+            queries=queries,
+            stochastic=stochastic,
+            again=self.recompute == "cheap",
+        )
         # In place: the block's output is a fresh sum that nothing else holds, and a copy of all
         # tokens to change one would cost as much as the warp.
         tokens[:, 0] -= tokens[:, 1]

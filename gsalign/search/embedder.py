@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gsalign.data import normalize, read_image, resize
-from gsalign.data.images import image_pixels
+from gsalign.data.decoding import image_pixels
 from gsalign.errors import ConfigError, DataError
 from gsalign.evaluation.features import FlipTest, embed_parts_batch
 from gsalign.model import GSAlign, load_model

@@ -7,14 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from distributed_driver import COMPARED, COMPARED_RUNS, config_of
 from tiny_run import TINY
 
 from gsalign.config import load_config
 from gsalign.data import load_dataset
+from gsalign.engine.build import build_trainer
 from gsalign.engine.distributed import build_accelerator, gather_rows
 from gsalign.engine.launch import launch, require_gpus
 from gsalign.engine.metrics import read_metrics
@@ -80,12 +81,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one(runs: Path):
         assert torch.equal(tensor, weights[1][name]), name
 
 
-def test_two_processes_train_as_the_loss_of_their_parts_says(runs: Path, people: Path):
-    # Drop path and batch statistics are each process's own, so the losses are near those of one
-    # process, not equal; the learning rates and what there is to see are the same.
-    first = records(runs / "whole", "train")[0]
-    assert first["losses"]["identity"] == pytest.approx(np.log(6), abs=0.3)
-    assert first["lr"] == pytest.approx(0.008 * 0.01)
+def compared(name: str, runs: Path, people: Path, folder: Path) -> tuple[Path, Path]:
+    """Folders of a run of two processes and of the same run by one."""
+    overrides = [o for o in COMPARED_RUNS[name] if not o.startswith("training.global_losses")]
+    config = config_of(people, folder, name, *COMPARED, *overrides)
+    build_trainer(config).train()
+    return runs / name, config.run_folder
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARED_RUNS if name.startswith("global")])
+def test_two_processes_train_as_one_with_the_whole_batch(name, runs, people, tmp_path):
+    shared, alone = compared(name, runs, people, tmp_path)
+    for mine, wanted in zip(records(shared, "train"), records(alone, "train"), strict=True):
+        assert mine["lr"] == wanted["lr"]
+        assert mine["losses"] == pytest.approx(wanted["losses"], rel=1e-4, abs=1e-6)
+    mine, wanted = (
+        safetensors.torch.load_file(folder / "model_final.safetensors")
+        for folder in (shared, alone)
+    )
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(mine[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_losses_of_its_own_images_are_others(runs, people, tmp_path):
+    shared, alone = compared("own", runs, people, tmp_path)
+    mine, wanted = (records(folder, "train")[-1]["losses"] for folder in (shared, alone))
+    for name in ("triplet", "identity"):
+        assert abs(mine[name] - wanted[name]) > 1e-3 * wanted[name]
 
 
 def test_one_process_keeps_its_rows():

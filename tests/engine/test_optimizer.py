@@ -120,3 +120,12 @@ def test_decay_shrinks_a_parameter_without_gradient_by_its_own_rate():
     optimizer.step()
     torch.testing.assert_close(norm.weight.detach(), torch.full((4,), 1 - 0.5 * 0.5))
     torch.testing.assert_close(norm.bias.detach(), torch.full((4,), 1 - 0.5 * 0.25))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_step_is_fused_where_pytorch_fuses(name):
+    layer = nn.Linear(3, 2)
+    config = OptimizerConfig(name=name)
+    assert all(group["fused"] for group in build_optimizer(layer, config).param_groups)
+    elsewhere = build_optimizer(layer.to("meta"), config)
+    assert not any(group["fused"] for group in elsewhere.param_groups)
