@@ -70,8 +70,7 @@ void make_input_tiles(
       [&](const Scratch<S>& rows, std::int64_t unit) {
         const std::int64_t image = unit / to.blocks(), block = unit % to.blocks();
         const std::int64_t count = std::min(kDepth, call.channels - block * kDepth);
-        const T* from =
-            tokens.data + (group.first + image) * tokens.image_stride + block * kDepth;
+        const T* from = tokens.data + (group.first + image) * tokens.image_stride + block * kDepth;
         const std::int64_t first = image * call.map.tiles();
         if constexpr (std::is_same_v<T, S>) {
           if (count == kDepth) {
@@ -291,8 +290,7 @@ void token_gradients(
   };
   const std::int64_t lanes = panel_lanes<S>();
   parallel_for(
-      ceil_div(call.channels, lanes),
-      [&] { return Own(responses.rows(), call.map.positions()); },
+      ceil_div(call.channels, lanes), [&] { return Own(responses.rows(), call.map.positions()); },
       [&](const Own& own, std::int64_t panel) {
         const std::int64_t lane = panel * lanes, count = std::min(lanes, call.channels - lane);
         const Planes<S> sums = own.work.sum_planes(responses.rows());

@@ -71,8 +71,7 @@ class TileBlocks {
 
 // Where a tile's corner lies from its first output: inputs reach one beyond it on every side.
 template <const auto& kM>
-constexpr int kReach =
-    (std::remove_cvref_t<decltype(kM)>::kColumns - kTile) / 2;
+constexpr int kReach = (std::remove_cvref_t<decltype(kM)>::kColumns - kTile) / 2;
 
 // One block of one image to tiles: `from` has a row of kDepth numbers per position; the tiles go to
 // rows [first, first + tiles) of the planes. kM is kInput for inputs, kOutputBack for gradients of
@@ -127,21 +126,116 @@ struct Taps {
   alignas(64) S at[kStep * kKernelSize * kMostLanes<S>];
 };
 
-// Calls `each(tap, number)` with the numbers of some kernels and their places among the taps.
-template <typename S, typename Each>
-void for_taps(
-    const Kernels<S>& kernels, std::int64_t lane, std::int64_t k, std::int64_t lanes,
-    Taps<S>& taps, const Each& each) {
-  const std::int64_t many = std::min(lanes, kernels.lanes - lane);
-  const std::int64_t deep = std::min(kStep, kernels.depth - k);
-  for (std::int64_t l = 0; l < many; ++l) {
-    S* kernel = kernels.data + (lane + l) * kernels.lane_stride + k * kernels.depth_stride;
-    for (std::int64_t i = 0; i < deep; ++i) {
-      for (int t = 0; t < kKernelSize; ++t) {
-        each(taps.at[(i * kKernelSize + t) * lanes + l], kernel[i * kernels.depth_stride + t]);
-      }
+// As many rows as a vector has numbers, to columns: each step takes every row apart into two.
+template <typename S, int kBytes>
+GSALIGN_INLINE void turn(Vector<S, kBytes> (&rows)[kVectorLength<S, kBytes>]) {
+  constexpr int kCount = kVectorLength<S, kBytes>;
+  for (int step = 1; step < kCount; step *= 2) {
+    Vector<S, kBytes> next[kCount];
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount / 2; ++i) {
+      next[2 * i] = interleaved<0, S>(rows[i], rows[i + kCount / 2]);
+      next[2 * i + 1] = interleaved<1, S>(rows[i], rows[i + kCount / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; ++i) {
+      rows[i] = next[i];
     }
   }
+}
+
+// Whether a step's kernels are whole squares of vectors, a lane's numbers in a row.
+template <typename S>
+bool square(const Kernels<S>& kernels, std::int64_t lane, std::int64_t k, std::int64_t lanes) {
+  return kernels.depth_stride == kKernelSize && lane + lanes <= kernels.lanes &&
+         k + kStep <= kernels.depth;
+}
+
+// Calls `each(numbers, taps)` where squares of vectors begin, with their distances row to row.
+template <typename S, int kBytes, typename Each>
+GSALIGN_INLINE void for_squares(S* numbers, std::int64_t stride, S* taps, const Each& each) {
+  constexpr std::int64_t kLength = kVectorLength<S, kBytes>;
+  for (std::int64_t l = 0; l < kLanes<S, kBytes>; l += kLength) {
+    for (std::int64_t i = 0; i < kStep * kKernelSize; i += kLength) {
+      each(numbers + l * stride + i, taps + i * kLanes<S, kBytes> + l);
+    }
+  }
+}
+
+// Up to kStep kernels of each lane, from `lane` and depth `k` on, to taps.
+template <typename S>
+void read_taps(
+    const Kernels<S>& kernels, std::int64_t lane, std::int64_t k, std::int64_t lanes,
+    Taps<S>& taps) {
+  const std::int64_t many = std::min(lanes, kernels.lanes - lane);
+  const std::int64_t deep = std::min(kStep, kernels.depth - k);
+  S* const first = kernels.data + lane * kernels.lane_stride + k * kernels.depth_stride;
+  if (!square(kernels, lane, k, lanes)) {
+    for (std::int64_t i = 0; i < deep; ++i) {
+      for (std::int64_t l = 0; l < many; ++l) {
+        const S* kernel = first + i * kernels.depth_stride + l * kernels.lane_stride;
+#pragma GCC unroll 9
+        for (int t = 0; t < kKernelSize; ++t) {
+          taps.at[(i * kKernelSize + t) * lanes + l] = kernel[t];
+        }
+      }
+    }
+    return;
+  }
+  with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+    constexpr int kBytes = decltype(width)::kBytes;
+    for_squares<S, kBytes>(
+        first, kernels.lane_stride, taps.at, [&](const S* numbers, S* to) GSALIGN_VECTOR_BODY {
+          Vector<S, kBytes> rows[kVectorLength<S, kBytes>];
+#pragma GCC unroll 16
+          for (int r = 0; r < kVectorLength<S, kBytes>; ++r) {
+            const S* row = numbers + r * kernels.lane_stride;
+            rows[r] = load_vector<S, kBytes>(row);
+            // Lanes lie far apart: hardware does not foresee the next step.
+            __builtin_prefetch(row + kStep * kKernelSize);
+          }
+          turn<S, kBytes>(rows);
+#pragma GCC unroll 16
+          for (int r = 0; r < kVectorLength<S, kBytes>; ++r) {
+            store_vector(to + r * kLanes<S, kBytes>, rows[r]);
+          }
+        });
+  });
+}
+
+// Adds taps to the kernels they belong to, a lane's in a row.
+template <typename S>
+void add_taps(
+    Taps<S>& taps, std::int64_t lane, std::int64_t k, std::int64_t lanes,
+    const Kernels<S>& kernels) {
+  S* const first = kernels.data + lane * kernels.lane_stride + k * kKernelSize;
+  if (!square(kernels, lane, k, lanes)) {
+    const std::int64_t many = std::min(lanes, kernels.lanes - lane);
+    const std::int64_t deep = std::min(kStep, kernels.depth - k);
+    for (std::int64_t l = 0; l < many; ++l) {
+      for (std::int64_t i = 0; i < deep * kKernelSize; ++i) {
+        first[l * kernels.lane_stride + i] += taps.at[i * lanes + l];
+      }
+    }
+    return;
+  }
+  with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
+    constexpr int kBytes = decltype(width)::kBytes;
+    for_squares<S, kBytes>(
+        first, kernels.lane_stride, taps.at, [&](S* numbers, const S* from) GSALIGN_VECTOR_BODY {
+          Vector<S, kBytes> rows[kVectorLength<S, kBytes>];
+#pragma GCC unroll 16
+          for (int r = 0; r < kVectorLength<S, kBytes>; ++r) {
+            rows[r] = load_vector<S, kBytes>(from + r * kLanes<S, kBytes>);
+          }
+          turn<S, kBytes>(rows);
+#pragma GCC unroll 16
+          for (int r = 0; r < kVectorLength<S, kBytes>; ++r) {
+            S* to = numbers + r * kernels.lane_stride;
+            store_vector(to, load_vector<S, kBytes>(to) + rows[r]);
+          }
+        });
+  });
 }
 
 // The kernels of a panel from `lane` on, and of a block from depth `first` on, to planes
@@ -155,7 +249,7 @@ void make_kernels(
   }
   const std::int64_t deep = std::min(kDepth, kernels.depth - first);
   for (std::int64_t k = 0; k < deep; k += kStep) {
-    for_taps(kernels, lane, first + k, planes.lanes, taps, [](S& tap, S number) { tap = number; });
+    read_taps(kernels, lane, first + k, planes.lanes, taps);
     with_vectors([&](auto width) GSALIGN_VECTOR_BODY {
       constexpr int kBytes = decltype(width)::kBytes;
       constexpr std::int64_t kMany = kLanes<S, kBytes>;
@@ -204,7 +298,7 @@ void add_kernels(
         }
       }
     });
-    for_taps(kernels, lane, first + k, planes.lanes, taps, [](S tap, S& number) { number += tap; });
+    add_taps(taps, lane, first + k, planes.lanes, kernels);
   }
 }
 

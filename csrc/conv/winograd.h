@@ -13,12 +13,12 @@
 
 namespace gsalign::conv {
 
-constexpr int kTile = 4;                      // outputs along a side of a tile
-constexpr int kTaps = 3;                      // of the kernel along a side
-constexpr int kSide = kTile + kTaps - 1;      // inputs along a side
-constexpr int kPlanes = kSide * kSide;        // products of a tile
-constexpr int kKernelSize = kTaps * kTaps;    // numbers of a kernel
-constexpr int kOutputs = kTile * kTile;       // of a tile
+constexpr int kTile = 4;                    // outputs along a side of a tile
+constexpr int kTaps = 3;                    // of the kernel along a side
+constexpr int kSide = kTile + kTaps - 1;    // inputs along a side
+constexpr int kPlanes = kSide * kSide;      // products of a tile
+constexpr int kKernelSize = kTaps * kTaps;  // numbers of a kernel
+constexpr int kOutputs = kTile * kTile;     // of a tile
 
 template <int kRowsOf, int kColumnsOf>
 struct Matrix {
