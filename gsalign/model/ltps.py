@@ -62,10 +62,10 @@ class AnglePredictor(nn.Module):
         Returns:
             ``[B]``, radians in (-pi/2, pi/2), float32 or float64.
         """
+        bias = self.conv.bias
+        assert bias is not None
         return self.angle(
-            gsalign_kernels.conv_relu_mean(
-                tokens, self.conv.weight, self.conv.bias, size=size, prefix=PREFIX
-            )
+            gsalign_kernels.conv_relu_mean(tokens, self.conv.weight, bias, size=size, prefix=PREFIX)
         )
 
     def angle(self, response: Tensor) -> Tensor:

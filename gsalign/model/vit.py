@@ -9,33 +9,43 @@ import torch
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from gsalign.model.config import ModelConfig
+from gsalign.model.linear import attention, linear, linear_gelu
 from gsalign.model.ltps import LTPS, PREFIX
 
 
-def attend_from(attention: Any, tokens: Tensor, count: int) -> Tensor:
-    """Self-attention whose queries are the first ``count`` tokens only.
+def attend(module: Any, tokens: Tensor, count: int | None = None) -> Tensor:
+    """Self-attention, of all tokens or with the first ``count`` alone as queries.
 
     Args:
-        attention: timm's attention module (``qkv``, ``proj``, ``num_heads``).
+        module: timm's attention module (``qkv``, ``proj``, ``num_heads``).
         tokens: ``[B, N, C]``; all of them are keys and values.
-        count: number of queries.
+        count: number of queries; None for all.
 
     Returns:
-        ``[B, count, C]``, what the full attention gives at these positions.
+        ``[B, N, C]``, or of it the first ``count`` tokens.
     """
     width = tokens.shape[2]
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    heads = (attention.num_heads, width // attention.num_heads)
-    query = functional.linear(tokens[:, :count], weight[:width], bias[:width])
-    query = query.unflatten(2, heads).transpose(1, 2)
-    key_value = functional.linear(tokens, weight[width:], bias[width:])
-    key, value = key_value.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
-    mixed = functional.scaled_dot_product_attention(query, key, value)
-    return attention.proj(mixed.transpose(1, 2).flatten(2))
+    weight, bias = module.qkv.weight, module.qkv.bias
+    heads = (module.num_heads, width // module.num_heads)
+    if count is None:
+        mixed = linear(tokens, weight, bias).unflatten(2, (3, *heads))
+        query, key, value = mixed.permute(2, 0, 3, 1, 4).unbind(0)
+    else:
+        query = linear(tokens[:, :count], weight[:width], bias[:width])
+        query = query.unflatten(2, heads).transpose(1, 2)
+        key_value = linear(tokens, weight[width:], bias[width:])
+        key, value = key_value.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    attended = attention(query, key, value).transpose(1, 2).flatten(2)
+    return linear(attended, module.proj.weight, module.proj.bias)
+
+
+def feed_forward(module: Any, tokens: Tensor) -> Tensor:
+    """The MLP of timm (``fc1``, GELU, ``fc2``): ``[B, N, C] -> [B, N, C]``."""
+    hidden = linear_gelu(tokens, module.fc1.weight, module.fc1.bias)
+    return linear(hidden, module.fc2.weight, module.fc2.bias)
 
 
 def run_block(
@@ -54,13 +64,11 @@ def run_block(
         ``[B, N, C]``, or ``[B, queries, C]``.
     """
     normalised = block.norm1(tokens)
-    if queries is None:
-        attended = block.attn(normalised)
-    else:
-        attended = attend_from(block.attn, normalised, queries)
+    attended = attend(block.attn, normalised, queries)
+    if queries is not None:
         tokens = tokens[:, :queries]
     tokens = tokens + (block.drop_path1(attended) if stochastic else attended)
-    expanded = block.mlp(block.norm2(tokens))
+    expanded = feed_forward(block.mlp, block.norm2(tokens))
     return tokens + (block.drop_path2(expanded) if stochastic else expanded)
 
 
