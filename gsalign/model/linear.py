@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gsalign.model.precision import without_autocast
@@ -55,7 +54,10 @@ def _onednn(
 
 
 class _Linear(torch.autograd.Function):
-    """``tokens @ weight.T + bias`` whose three products, forward and backward, are oneDNN's."""
+    """``tokens @ weight.T + bias`` whose three products, forward and backward, are oneDNN's.
+
+    The backward pass is made of the same products, and so can be differentiated again.
+    """
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -63,23 +65,22 @@ class _Linear(torch.autograd.Function):
         return _onednn(tokens, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         tokens, weight = ctx.saved_tensors
         needs_tokens, needs_weight, needs_bias = ctx.needs_input_grad
         rows = grad.flatten(0, -2)
         grad_tokens = grad_weight = grad_bias = None
         if needs_tokens:
-            grad_tokens = _onednn(grad, weight.t(), None)
+            grad_tokens = linear(grad, weight.t(), None)
         if needs_weight:
-            grad_weight = _onednn(rows.t(), tokens.flatten(0, -2).t(), None)
+            grad_weight = linear(rows.t(), tokens.flatten(0, -2).t(), None)
         if needs_bias:
             grad_bias = rows.sum(dim=0)
         return grad_tokens, grad_weight, grad_bias
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``torch.nn.functional.linear``; on a CPU in float32 by oneDNN, there differentiable once.
+    """``torch.nn.functional.linear``; on a CPU in float32 by oneDNN.
 
     Args:
         tokens: ``[..., C]``.
