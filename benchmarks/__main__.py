@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     from benchmarks import (
+        bench_conv,
         bench_distance,
         bench_model,
         bench_pool,
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks.table import show
     from benchmarks.timing import Settings, own_stream
 
-    families = (bench_warp, bench_tps, bench_pool, bench_prototype, bench_distance)
+    families = (bench_warp, bench_tps, bench_pool, bench_prototype, bench_conv, bench_distance)
     known = [n for family in (*families, bench_model) for n in (family.FAMILY, *family.OPERATORS)]
     wanted = options.only or known
     unknown = [name for name in wanted if name not in known]

@@ -16,6 +16,7 @@ FAMILIES = {
     "tps": ("tps_solve", "tps_grid"),
     "pool": ("masked_part_pool",),
     "prototype": ("masked_prototype_loss",),
+    "conv": ("conv_relu_mean",),
     "distance": ("part_distance",),
     "model": ("gsalign",),
 }
@@ -31,6 +32,7 @@ COLOURS = {
     "torch.bmm": "#8fb3a5",
     "loop over labels": "#c4a3a3",
     "published way": "#c4a3a3",
+    "as images": "#c4a3a3",
     "every part in memory": "#c4a3a3",
     "torch.compile of every part in memory": "#a98b5b",
     "matrix product alone": "#8fb3a5",

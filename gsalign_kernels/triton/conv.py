@@ -81,7 +81,7 @@ def conv_relu_mean(
     dtype = torch.float32 if interpreted() and tokens.dtype == torch.bfloat16 else tokens.dtype
     taps = weight.to(tokens.dtype).to(dtype).permute(2, 3, 1, 0).contiguous()
     tokens = tokens.to(dtype)
-    block = power_of_two(outputs, 16, 64)
+    block, rows = power_of_two(outputs, 16, 64), power_of_two(positions, 16, 128)
     output_blocks = ceil_div(outputs, block)
     with device_of(tokens):
         _kernels().forward_kernel[checked_grid("conv_relu_mean", batch * output_blocks)](
@@ -99,11 +99,11 @@ def conv_relu_mean(
             prefix,
             sign_bytes,
             output_blocks,
-            BLOCK_N=power_of_two(positions, 16, 128),
+            BLOCK_N=rows,
             BLOCK_C=power_of_two(channels, 16, 64 if dtype.itemsize == 2 else 32),
             BLOCK_O=block,
             PRECISION=_precision() if dtype == torch.float32 else "ieee",
-            num_warps=4,
+            num_warps=8 if rows == 128 else 4,  # four would spill
             num_stages=3,
         )
     return mean, signs
