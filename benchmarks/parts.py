@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import gsalign_kernels
     from benchmarks import published_network
     from gsalign.model import GSAlign, ModelConfig, vit
+    from gsalign.model.linear import keeping_weights
     from gsalign_kernels import use_kernels
 
     torch.manual_seed(0)
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     ways = {"published": (published, "reference"), "ours": (network, "auto")}
     samples: dict[tuple[str, str], list[float]] = defaultdict(list)
-    with torch.random.fork_rng(), contexts(clock, owners):
+    with torch.random.fork_rng(), contexts(clock, owners), keeping_weights():
         for index in range(options.rounds + 1):
             for name, (way, kernels) in ways.items():
                 clock.spent.clear()

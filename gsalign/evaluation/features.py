@@ -22,6 +22,7 @@ from gsalign.evaluation.metrics import MAX_RANK, EvaluationResult
 from gsalign.evaluation.protocols import PROTOCOLS, Protocol
 from gsalign.evaluation.ranking import Ranker
 from gsalign.model import GSAlign, PartEmbeddings
+from gsalign.model.linear import keeping_weights
 
 FlipTest = Literal["off", "mean", "published"]
 
@@ -155,7 +156,7 @@ def extract_features(
     if isinstance(model, nn.Module):
         model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), keeping_weights():
             for batch in loader:
                 images = batch.images.to(where, non_blocking=True)
                 context = (

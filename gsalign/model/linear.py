@@ -8,6 +8,9 @@ programs, ``--kernels reference``) these are the plain functions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -34,23 +37,80 @@ def plain_program() -> bool:
 
 def _served_by_onednn(tokens: Tensor, weight: Tensor) -> bool:
     return (
+        tokens.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and _reaches_onednn(tokens, weight)
+    )
+
+
+def _reaches_onednn(tokens: Tensor, weight: Tensor) -> bool:
+    return (
         _HAS_ONEDNN
         and tokens.device.type == weight.device.type == "cpu"
-        and tokens.dtype == weight.dtype == torch.float32
+        and weight.dtype == torch.float32
         and plain_program()
         and type(tokens) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
         and tokens.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
         and backends.choice_in_force() != "reference"
     )
+
+
+# Per weight: itself, how often it was written, and what was made of it for bfloat16 products.
+_Kept = dict[int, tuple[Tensor, int, Tensor]]
+_kept: ContextVar[_Kept | None] = ContextVar("kept weights", default=None)
+
+
+@contextmanager
+def keeping_weights() -> Iterator[None]:
+    """A block in which weights under bfloat16 autocast on a CPU are converted and laid out once.
+
+    For many batches through one network: autocast converts every weight anew each time it is
+    entered, and oneDNN lays it out anew at every product. Costs two bytes per weight until the
+    block ends. A weight written to in between is made anew, unless through ``.data``, which leaves
+    no trace; load weights before the block, not in it.
+    """
+    outer = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(outer)
+
+
+def _kept_bfloat16(tokens: Tensor, weight: Tensor) -> Tensor | None:
+    """The weight for a product in bfloat16, where this block keeps it; else None."""
+    if torch.is_grad_enabled() or not _reaches_onednn(tokens, weight):
+        return None
+    kept = _kept.get()
+    if (
+        kept is None
+        or not isinstance(weight, nn.Parameter)
+        or not torch.is_autocast_enabled("cpu")
+        or torch.get_autocast_dtype("cpu") != torch.bfloat16
+        or tokens.dtype not in (torch.float32, torch.bfloat16)
+    ):
+        return None
+    writes = 0 if weight.is_inference() else weight._version
+    found = kept.get(id(weight))
+    if found is None or found[1] != writes:
+        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), None)
+        found = kept[id(weight)] = (weight, writes, laid_out)
+    return found[2]
 
 
 def _onednn(
     tokens: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none"
 ) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, activation, [], "none")
+
+
+def _onednn_bfloat16(
+    tokens: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    with without_autocast(tokens):
+        bias = None if bias is None else bias.bfloat16()
+        return _onednn(tokens.bfloat16(), weight, bias, activation)
 
 
 class _Linear(torch.autograd.Function):
@@ -90,6 +150,9 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         ``[..., O]``.
     """
+    kept = _kept_bfloat16(tokens, weight)
+    if kept is not None:
+        return _onednn_bfloat16(tokens, kept, bias)
     if not _served_by_onednn(tokens, weight):
         return functional.linear(tokens, weight, bias)
     if torch.is_grad_enabled():
@@ -99,6 +162,9 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The exact GELU of :func:`linear`, in one pass where nothing is to be differentiated."""
+    kept = _kept_bfloat16(tokens, weight)
+    if kept is not None:
+        return _onednn_bfloat16(tokens, kept, bias, "gelu")
     if not torch.is_grad_enabled() and _served_by_onednn(tokens, weight):
         return _onednn(tokens, weight, bias, "gelu")
     return functional.gelu(linear(tokens, weight, bias))

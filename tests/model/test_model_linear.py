@@ -150,3 +150,48 @@ def test_attention(dtype, autocast):
     tolerance = 1e-6 if dtype == torch.float32 and not autocast else 2e-2
     torch.testing.assert_close(mixed.double(), wanted, rtol=tolerance, atol=tolerance)
     assert mixed.dtype == (torch.bfloat16 if autocast and dtype == torch.float32 else dtype)
+
+
+@WANTED
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("inference", [False, True])
+def test_kept_weights_follow_what_is_written(products, gelu, inference):
+    tokens, weight, bias = layer()
+    weight = torch.nn.Parameter(weight)
+    call = layers.linear_gelu if gelu else layers.linear
+
+    def exact():
+        plain = functional.linear(
+            tokens.bfloat16().double(), weight.bfloat16().double(), bias.bfloat16().double()
+        )
+        return (functional.gelu(plain) if gelu else plain).detach()
+
+    context = torch.inference_mode if inference else torch.no_grad
+    with layers.keeping_weights():
+        for scale in (1.0, 1.0, -3.0):
+            with torch.no_grad():
+                weight.mul_(scale)
+            with context(), torch.autocast("cpu", torch.bfloat16):
+                result = call(tokens, weight, bias)
+            assert result.dtype == torch.bfloat16 and not result.requires_grad
+            torch.testing.assert_close(result.double(), exact(), rtol=1e-2, atol=1e-2)
+        assert products[0][1] is products[1][1] is not products[2][1]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert call(tokens, weight, bias).requires_grad
+        assert len(products) == 3
+    assert layers._kept.get() is None
+    with context(), torch.autocast("cpu", torch.bfloat16):
+        call(tokens, weight, bias)
+    assert len(products) == 3
+
+
+@WANTED
+def test_only_whole_parameters_are_kept(products):
+    tokens, weight, bias = layer()
+    weight = torch.nn.Parameter(weight)
+    with layers.keeping_weights(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        first = layers.linear(tokens, weight[:3], bias[:3])
+        assert torch.equal(first, functional.linear(tokens, weight[:3], bias[:3]))
+        with use_kernels("reference"):
+            layers.linear(tokens, weight, bias)
+    assert not products
