@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def restart_with_allocator(arguments: Sequence[str]) -> None:
+def restart_with_allocator(arguments: Sequence[str], module: str = "benchmarks") -> None:
     """Replaces this process by one whose heap is kept; glibc reads the settings only at its start.
 
     Returns where they are in force already, or where there is no glibc to read them.
@@ -38,7 +38,7 @@ def restart_with_allocator(arguments: Sequence[str]) -> None:
         return
     if all(os.environ.get(name) == value for name, value in ALLOCATOR.items()):
         return
-    command = [sys.executable, "-m", "benchmarks", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     os.execve(sys.executable, command, os.environ | ALLOCATOR)
 
 
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     from benchmarks import (
+        bench_conv,
         bench_distance,
         bench_model,
         bench_pool,
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bench_tps,
         bench_pool,
         bench_prototype,
+        bench_conv,
         bench_distance,
         bench_ranking,
     )

@@ -134,7 +134,9 @@ class _Warp:
         rows, columns = ltps.size
         patches = tokens[:, PREFIX:].transpose(1, 2).reshape(batch, -1, rows, columns)
         patches = patches.contiguous()
-        angle = ltps.predictor(patches).to(self.terms.dtype)
+        response = ltps.predictor.conv(patches).relu()
+        response = response.mean(dim=(2, 3), dtype=self.terms.dtype)
+        angle = ltps.predictor.angle(response).to(self.terms.dtype)
         cosine, sine = angle.cos(), angle.sin()
         rotation = torch.stack([cosine, -sine, sine, cosine], dim=-1).view(batch, 2, 2)
         points = ltps.source_points.to(self.terms.dtype).expand(batch, -1, -1)

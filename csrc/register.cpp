@@ -62,6 +62,15 @@ STABLE_TORCH_LIBRARY(gsalign, m) {
       "masked_prototype_loss_backward(Tensor grad_alignment, Tensor grad_entropy, Tensor features,"
       " Tensor masks, Tensor labels, Tensor means, Tensor norms) -> (Tensor, Tensor)");
 
+  // A 3 x 3 convolution of a token map, ReLU, and the mean over the map. `signs`
+  // [B, H W, ceil(O / 8)], uint8: bit o % 8 of byte o / 8 says whether response o counts.
+  m.def(
+      "conv_relu_mean(Tensor tokens, Tensor weight, Tensor bias, int height, int width, int prefix)"
+      " -> (Tensor mean, Tensor signs)");
+  m.def(
+      "conv_relu_mean_backward(Tensor grad, Tensor tokens, Tensor weight, Tensor signs,"
+      " int height, int width, int prefix) -> (Tensor, Tensor, Tensor)");
+
   // Distances of part embeddings. metric: 0 cosine, 1 Euclidean. Queries and visibilities come in
   // the type that is computed in; the gallery may be stored in a half type. The search takes what
   // has no part in common as infinitely far. No gradients.

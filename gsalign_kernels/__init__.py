@@ -1,4 +1,4 @@
-"""Fused operators for GSAlign: splines, feature warps, masked pooling, prototypes, part distances.
+"""Fused operators for GSAlign: splines, warps, convolved means, pooling, prototypes, distances.
 
 Every operator has the same meaning in several implementations (plain PyTorch, C++ for the CPU,
 CUDA C++, Triton); :func:`use_kernels` chooses, :func:`kernel_report` tells what can run.
@@ -7,6 +7,7 @@ CUDA C++, Triton); :func:`use_kernels` chooses, :func:`kernel_report` tells what
 from __future__ import annotations
 
 from gsalign_kernels.backends import KernelReport, kernel_report, use_kernels
+from gsalign_kernels.conv import conv_relu_mean
 from gsalign_kernels.distance import part_distance, part_search
 from gsalign_kernels.errors import KernelUnavailableError
 from gsalign_kernels.pool import masked_part_pool, stripe_masks
@@ -25,6 +26,7 @@ __all__ = [
     "KernelReport",
     "KernelUnavailableError",
     "TpsSolution",
+    "conv_relu_mean",
     "kernel_report",
     "masked_part_pool",
     "masked_prototype_loss",

@@ -100,6 +100,11 @@ _environment = _checked_choice("GSALIGN_KERNELS", os.environ.get("GSALIGN_KERNEL
 _context: str | None = None
 
 
+def choice_in_force() -> str:
+    """What ``use_kernels`` or the environment asks for: ``"auto"`` or an implementation."""
+    return _context if _context is not None else _environment
+
+
 def reason_against(
     operator: str, implementation: str, device_type: str, dtype: torch.dtype | None = None
 ) -> str | None:
@@ -171,7 +176,7 @@ def select(
     if choice is not None:
         _checked_choice("implementation", choice)
     else:
-        choice = _context if _context is not None else _environment
+        choice = choice_in_force()
         if choice not in ("auto", "reference") and choice not in _fused[operator]:
             choice = "auto"
         if choice == "triton" and _TRITON_VERSION < _least_triton[operator]:
@@ -307,5 +312,4 @@ def kernel_report() -> KernelReport:
         "cuda": torch.version.cuda or "none",
         "triton": _triton_version() if _TRITON_INSTALLED else "none",
     }
-    choice = _context if _context is not None else _environment
-    return KernelReport(table, automatic, versions, native.build_report(), choice)
+    return KernelReport(table, automatic, versions, native.build_report(), choice_in_force())

@@ -23,6 +23,7 @@ from gsalign.evaluation.metrics import MAX_RANK, EvaluationResult
 from gsalign.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, membership
 from gsalign.evaluation.ranking import Ranker
 from gsalign.model import GSAlign, PartEmbeddings
+from gsalign.model.linear import keeping_weights
 
 FlipTest = Literal["off", "mean", "published"]
 
@@ -177,7 +178,7 @@ def extract_features(
     if isinstance(model, nn.Module):
         model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), keeping_weights():
             for batch in loader:
                 images = batch.images.to(where, non_blocking=True)
                 context = (

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from gsalign.model.linear import linear
+
 aten = torch.ops.aten
 
 
-def linear_after_gelu(linear: nn.Linear, x: Tensor, *, again: bool) -> Tensor:
-    """``linear(gelu(x))`` with the exact GELU.
+def linear_after_gelu(layer: nn.Linear, x: Tensor, *, again: bool) -> Tensor:
+    """``layer(gelu(x))`` with the exact GELU.
 
     Args:
-        linear: C to D.
+        layer: C to D.
         x: ``[..., C]``.
         again: make ``gelu(x)`` again in the backward pass instead of keeping it; the same numbers,
             and no second derivatives.
@@ -31,21 +33,20 @@ def linear_after_gelu(linear: nn.Linear, x: Tensor, *, again: bool) -> Tensor:
     Returns:
         ``[..., D]``.
     """
-    if _may_forget(again):
-        return _LinearAfterGelu.apply(x, linear.weight, linear.bias)
-    return linear(functional.gelu(x))
+    if may_forget(again):
+        return _LinearAfterGelu.apply(x, layer.weight, layer.bias)
+    return linear(functional.gelu(x), layer.weight, layer.bias)
 
 
-def linear_after_norm(linear: nn.Linear, norm: nn.LayerNorm, x: Tensor, *, again: bool) -> Tensor:
-    """``linear(norm(x))``; arguments and result as those of :func:`linear_after_gelu`."""
-    if _may_forget(again):
-        return _LinearAfterNorm.apply(
-            x, norm.weight, norm.bias, norm.eps, linear.weight, linear.bias
-        )
-    return linear(norm(x))
+def linear_after_norm(layer: nn.Linear, norm: nn.LayerNorm, x: Tensor, *, again: bool) -> Tensor:
+    """``layer(norm(x))``; arguments and result as those of :func:`linear_after_gelu`."""
+    if may_forget(again):
+        return _LinearAfterNorm.apply(x, norm.weight, norm.bias, norm.eps, layer.weight, layer.bias)
+    return linear(norm(x), layer.weight, layer.bias)
 
 
-def _may_forget(again: bool) -> bool:
+def may_forget(again: bool) -> bool:
+    """Whether these functions forget: if asked to, where PyTorch itself runs backward."""
     # A compiler chooses by itself what to make again.
     return again and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
@@ -54,7 +55,7 @@ class _LinearAfterGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return functional.linear(functional.gelu(x), weight, bias)
+        return linear(functional.gelu(x), weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -80,7 +81,7 @@ class _LinearAfterNorm(torch.autograd.Function):
         ctx.save_for_backward(x, scale, shift, weight)
         ctx.eps = eps
         normalised = functional.layer_norm(x, scale.shape, scale, shift, eps)
-        return functional.linear(normalised, weight, bias)
+        return linear(normalised, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -103,7 +104,7 @@ def _linear_backward(
     """Gradients of ``linear``'s input, weight and bias, in the type autocast gave its output."""
     rows = grad.flatten(0, -2)
     return (
-        grad @ weight.to(grad.dtype) if wanted[0] else None,
-        rows.T @ x.to(grad.dtype).flatten(0, -2) if wanted[1] else None,
+        linear(grad, weight.to(grad.dtype).t(), None) if wanted[0] else None,
+        linear(rows.t(), x.to(grad.dtype).flatten(0, -2).t(), None) if wanted[1] else None,
         rows.sum(0) if wanted[2] else None,
     )

@@ -52,13 +52,25 @@ class AnglePredictor(nn.Module):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, patch_map: Tensor) -> Tensor:
-        """``[B, C, H, W] -> [B]``, radians in (-pi/2, pi/2), float32 or float64."""
-        response = self.conv(patch_map).relu()
-        # Half types are summed in float32, without a float32 copy of the map.
-        wide = torch.promote_types(response.dtype, torch.float32)
-        response = response.mean(dim=(2, 3), dtype=wide)
-        with without_autocast(patch_map):
+    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """The angle of every image.
+
+        Args:
+            tokens: ``[B, 2 + H*W, C]``: class, view, patches in row-major order.
+            size: ``(H, W)``.
+
+        Returns:
+            ``[B]``, radians in (-pi/2, pi/2), float32 or float64.
+        """
+        bias = self.conv.bias
+        assert bias is not None
+        return self.angle(
+            gsalign_kernels.conv_relu_mean(tokens, self.conv.weight, bias, size=size, prefix=PREFIX)
+        )
+
+    def angle(self, response: Tensor) -> Tensor:
+        """The angle by the mean responses of the convolution: ``[B, hidden] -> [B]``."""
+        with without_autocast(response):
             # A few hundred numbers per image: float32 costs nothing, bf16 would cost the angle
             # two digits.
             hidden = self.hidden(response.to(self.hidden.weight.dtype)).relu()
@@ -115,8 +127,7 @@ class LTPS(nn.Module):
 
     def angle(self, tokens: Tensor) -> Tensor:
         """The rotation angle of every image: ``[B, 2 + H*W, C] -> [B]``, radians."""
-        patches = tokens[:, PREFIX:].transpose(1, 2).unflatten(2, self.size)
-        return self.predictor(patches)
+        return self.predictor(tokens, self.size)
 
     def sampling_grid(self, angle: Tensor) -> Tensor:
         """Where each patch of the output reads the input, for pictures and tests.

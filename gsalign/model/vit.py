@@ -9,36 +9,35 @@ import torch
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from gsalign.model.config import ModelConfig
-from gsalign.model.lean import linear_after_gelu, linear_after_norm
+from gsalign.model.lean import linear_after_gelu, linear_after_norm, may_forget
+from gsalign.model.linear import attention, linear, linear_gelu
 from gsalign.model.ltps import LTPS, PREFIX
 
 Recompute = Literal["nothing", "cheap", "layers"]
 
 
-def attend(attention: Any, packed: Tensor) -> Tensor:
+def attend(module: Any, packed: Tensor) -> Tensor:
     """Self-attention of all tokens.
 
     Args:
-        attention: timm's attention module (``proj``, ``num_heads``).
+        module: timm's attention module (``proj``, ``num_heads``).
         packed: ``[B, N, 3 * C]``, queries, keys and values as its ``qkv`` gives them.
 
     Returns:
         ``[B, N, C]``.
     """
-    query, key, value = _heads(packed, 3, attention.num_heads)
-    mixed = functional.scaled_dot_product_attention(query, key, value)
-    return attention.proj(mixed.transpose(1, 2).flatten(2))
+    query, key, value = _heads(packed, 3, module.num_heads)
+    return _projected(module, attention(query, key, value))
 
 
-def attend_from(attention: Any, tokens: Tensor, count: int) -> Tensor:
+def attend_from(module: Any, tokens: Tensor, count: int) -> Tensor:
     """Self-attention whose queries are the first ``count`` tokens only.
 
     Args:
-        attention: timm's attention module (``qkv``, ``proj``, ``num_heads``).
+        module: timm's attention module (``qkv``, ``proj``, ``num_heads``).
         tokens: ``[B, N, C]``; all of them are keys and values.
         count: number of queries.
 
@@ -46,18 +45,28 @@ def attend_from(attention: Any, tokens: Tensor, count: int) -> Tensor:
         ``[B, count, C]``, what the full attention gives at these positions.
     """
     width = tokens.shape[2]
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    asking = functional.linear(tokens[:, :count], weight[:width], bias[:width])
-    asked = functional.linear(tokens, weight[width:], bias[width:])
-    (query,) = _heads(asking, 1, attention.num_heads)
-    key, value = _heads(asked, 2, attention.num_heads)
-    mixed = functional.scaled_dot_product_attention(query, key, value)
-    return attention.proj(mixed.transpose(1, 2).flatten(2))
+    weight, bias = module.qkv.weight, module.qkv.bias
+    (query,) = _heads(linear(tokens[:, :count], weight[:width], bias[:width]), 1, module.num_heads)
+    key, value = _heads(linear(tokens, weight[width:], bias[width:]), 2, module.num_heads)
+    return _projected(module, attention(query, key, value))
 
 
 def _heads(packed: Tensor, count: int, heads: int) -> tuple[Tensor, ...]:
     """``[B, N, count * C]`` as ``count`` times ``[B, heads, N, C / heads]``."""
     return packed.unflatten(2, (count, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _projected(module: Any, attended: Tensor) -> Tensor:
+    return linear(attended.transpose(1, 2).flatten(2), module.proj.weight, module.proj.bias)
+
+
+def feed_forward(module: Any, norm: nn.LayerNorm, tokens: Tensor, *, again: bool) -> Tensor:
+    """Timm's MLP (``fc1``, GELU, ``fc2``) of the normalised tokens: ``[B, N, C] -> [B, N, C]``."""
+    if may_forget(again):
+        hidden = linear_after_norm(module.fc1, norm, tokens, again=again)
+        return linear_after_gelu(module.fc2, hidden, again=again)
+    hidden = linear_gelu(norm(tokens), module.fc1.weight, module.fc1.bias)
+    return linear(hidden, module.fc2.weight, module.fc2.bias)
 
 
 def run_block(
@@ -88,8 +97,7 @@ def run_block(
         attended = attend_from(block.attn, block.norm1(tokens), queries)
         tokens = tokens[:, :queries]
     tokens = tokens + (block.drop_path1(attended) if stochastic else attended)
-    hidden = linear_after_norm(block.mlp.fc1, block.norm2, tokens, again=again)
-    expanded = linear_after_gelu(block.mlp.fc2, hidden, again=again)
+    expanded = feed_forward(block.mlp, block.norm2, tokens, again=again)
     return tokens + (block.drop_path2(expanded) if stochastic else expanded)
 
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import __main__ as command
 from benchmarks import (
+    bench_conv,
     bench_distance,
     bench_pool,
     bench_prototype,
@@ -235,7 +236,7 @@ def test_slug_is_a_file_name():
     assert rows.slug("NVIDIA H200 (x), 2 cores") == "nvidia-h200-x-2-cores"
 
 
-FAMILIES = (bench_warp, bench_tps, bench_pool, bench_prototype, bench_distance)
+FAMILIES = (bench_warp, bench_tps, bench_pool, bench_prototype, bench_conv, bench_distance)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

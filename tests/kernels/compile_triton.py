@@ -23,6 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gsalign_kernels.triton import (
+    conv,
+    conv_kernels,
     launch,
     pool,
     pool_kernels,
@@ -45,11 +47,13 @@ FAMILIES = {
     "warp_image": (warp_image, warp_image_kernels),
     "pool": (pool, pool_kernels),
     "prototype": (prototype, prototype_kernels),
+    "conv": (conv, conv_kernels),
 }
 TYPES = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
     torch.float16: "*fp16",
+    torch.uint8: "*u8",
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",
     torch.int64: "*i64",
@@ -122,6 +126,13 @@ def run_prototype(dtype, batch, channels) -> None:
     prototype.masked_prototype_loss_backward(alignment, entropy, *given, *kept)
 
 
+def run_conv(dtype, batch, size, prefix, channels, outputs) -> None:
+    """A forward pass of the convolution; the backward pass is PyTorch's."""
+    tokens = torch.zeros(batch, prefix + size[0] * size[1], channels, dtype=dtype)
+    weight = torch.zeros(outputs, channels, 3, 3)
+    conv.conv_relu_mean(tokens, weight, torch.zeros(outputs), *size, prefix)
+
+
 # The published layouts; vectors that no 16 divides; one channel or column, which Triton compiles in
 # as a constant; small maps with many control points.
 RUNS = [
@@ -156,6 +167,10 @@ RUNS = [
     (run_pool, torch.float32, 4, 33, 128, 768, True, 0, 1, False, 1),
     (run_pool, torch.float16, 2, 8, 19, 50, False, 1, 0, False, 0),
     (run_pool, torch.float32, 2, 8, 128, 769, True, 2, 2, False, 0),
+    # Batch, size, prefix, channels, outputs.
+    (run_conv, torch.float32, 2, (16, 8), 2, 768, 256),
+    (run_conv, torch.bfloat16, 2, (16, 8), 2, 768, 256),
+    (run_conv, torch.float16, 2, (3, 5), 0, 21, 9),
     # Batch, channels.
     (run_prototype, torch.float32, 128, 768),
     (run_prototype, torch.float32, 5, 1),

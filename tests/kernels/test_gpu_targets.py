@@ -197,8 +197,12 @@ TRITON_REGISTERS = {
     ("prototype", "means_kernel"): 88,
     ("prototype", "rows_kernel"): 56,
     ("prototype", "backward_kernel"): 128,
+    # Of eight warps: one program on a multiprocessor.
+    ("conv", "forward_kernel"): 232,
 }
 TRITON_SHARED = 8192  # bytes
+# Products are fed from three stages of shared memory.
+TRITON_STAGED = {"conv": 80 * 1024}
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +240,7 @@ def test_every_triton_kernel_was_compiled(triton_kernels):
         "warp_tokens": ("forward_kernel", "backward_kernel"),
         "warp_image": ("forward_kernel", "taps_kernel", "gather_kernel"),
         "pool": ("forward_kernel", "backward_kernel"),
+        "conv": ("forward_kernel",),
     }.items():
         for name in kernels:
             rows = [r for r in triton_kernels if (r["family"], r["kernel"]) == (family, name)]
@@ -250,7 +255,7 @@ def test_triton_kernels_spill_nothing_and_take_few_registers(triton_kernels):
     for kernel in triton_kernels:
         bound = TRITON_REGISTERS[kernel["family"], kernel["kernel"]]
         assert 0 < kernel["registers"] <= bound, kernel
-        assert kernel["shared"] <= TRITON_SHARED, kernel
+        assert kernel["shared"] <= TRITON_STAGED.get(kernel["family"], TRITON_SHARED), kernel
 
 
 def test_pooling_leaves_room_for_programs(triton_kernels):

@@ -12,7 +12,14 @@ import gsalign_kernels as kernels
 
 IMPLEMENTATIONS = {
     name: [pytest.param("reference"), *fused(name)]
-    for name in ("tps_solve", "tps_evaluate", "tps_grid", "warp_image", "warp_tokens")
+    for name in (
+        "tps_solve",
+        "tps_evaluate",
+        "tps_grid",
+        "warp_image",
+        "warp_tokens",
+        "conv_relu_mean",
+    )
 }
 SIZE = (3, 4)
 
@@ -51,12 +58,19 @@ def tokens(chosen):
     )
 
 
+def convolution(chosen):
+    return lambda features, weight, bias: kernels.conv_relu_mean(
+        features, weight, bias, size=SIZE, prefix=1, implementation=chosen
+    )
+
+
 FUNCTIONS = {
     "tps_solve": solve,
     "tps_evaluate": evaluate,
     "tps_grid": grid,
     "warp_image": image,
     "warp_tokens": tokens,
+    "conv_relu_mean": convolution,
 }
 
 
@@ -77,6 +91,11 @@ def arguments(name: str, *mapped: int) -> list[Tensor]:
             plain(4, 2, seed=9),
             plain(2, seed=10),
             0.3 * plain(12, 4, seed=11),
+        ],
+        "conv_relu_mean": [
+            plain(2, 13, 6, seed=12),
+            plain(5, 6, 3, 3, seed=13),
+            plain(5, seed=14),
         ],
     }[name]
 

@@ -60,7 +60,8 @@ def test_angle_formula():
     response = (torch.einsum("ok,bkn->bno", kernel, windows) + bias).clamp(min=0).mean(dim=1)
     hidden = (response @ predictor.hidden.weight.T + predictor.hidden.bias).clamp(min=0)
     wanted = math.pi / 2 * torch.tanh(hidden @ predictor.out.weight.T + predictor.out.bias)
-    torch.testing.assert_close(predictor(patch_map), wanted[:, 0])
+    given = torch.cat([torch.full((3, PREFIX, 8), math.nan), patch_map.flatten(2).mT], dim=1)
+    torch.testing.assert_close(predictor(given.double(), (4, 3)), wanted[:, 0])
 
 
 @pytest.mark.parametrize("count", [4, 16])
