@@ -256,8 +256,10 @@ def evaluate_checkpoint(
     if wanted.roc:
         document["roc"] = _print_roc(comparisons, dataset.name, console)
     if wanted.threshold is not None:
-        validation = compare_features(*features[1], "all", wanted.search)
-        document["threshold"] = _print_threshold(validation, comparisons, wanted.threshold, console)
+        plain = Search(metric=wanted.search.metric)
+        validation = compare_features(*features[1], "all", plain)
+        tests = [compare_features(*features[0], name, plain) for name in names]
+        document["threshold"] = _print_threshold(validation, tests, wanted.threshold, console)
     if wanted.baselines:
         document["results"] |= _print_baselines(config, dataset, names, console)
     if accelerator.is_main_process:

@@ -118,7 +118,7 @@ _ALL = (
 _LISTED = (
     Protocol(
         "aerial-to-cctv",
-        "A->C (exp1)",
+        "A->C",
         AERIAL,
         GROUND,
         False,
@@ -127,7 +127,7 @@ _LISTED = (
     ),
     Protocol(
         "aerial-to-wearable",
-        "A->W (exp2)",
+        "A->W",
         AERIAL,
         GROUND,
         False,
@@ -136,7 +136,7 @@ _LISTED = (
     ),
     Protocol(
         "cctv-to-aerial",
-        "C->A (exp4)",
+        "C->A",
         GROUND,
         AERIAL,
         False,
@@ -145,7 +145,7 @@ _LISTED = (
     ),
     Protocol(
         "wearable-to-aerial",
-        "W->A (exp5)",
+        "W->A",
         GROUND,
         AERIAL,
         False,

@@ -221,7 +221,7 @@ def test_formats_that_torchvision_does_not_know_are_read_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "cannot be read"), (b"hello", "cannot be read"), (None, "does not exist")],
+    [(b"", "is empty"), (b"hello", "cannot be read"), (None, "does not exist")],
 )
 def test_unreadable_files_are_named(tmp_path, content, reason):
     path = tmp_path / "a.jpg"
