@@ -51,7 +51,10 @@ def check_file(path: Path, record: FileRecord, *, content: bool = True) -> None:
         DataError: the file is missing or differs.
     """
     if not path.is_file():
-        raise DataError(f"{path} is missing: the folder is damaged, make it again")
+        raise DataError(
+            f"{path} is missing: the folder was changed meanwhile (open it again) or is damaged "
+            "(make it again)"
+        )
     size = path.stat().st_size
     if size != record.bytes:
         raise DataError(
