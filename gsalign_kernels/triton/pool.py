@@ -24,9 +24,11 @@ MAX_SPAN = 2**31 - 2**20
 """Most values of a sample's masks, and of the tokens of a tile: their offsets have 32 bits."""
 
 _WEIGHTED_MEAN, _MAX = 0, 2
+_SOFTMAX = 1
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WARPS = 4
 _THREADS = 32 * _WARPS
+_REGISTERS = 128  # of a thread backward: four programs on a multiprocessor
 _MOST_ROWS = 256  # of a block of rows
 
 
@@ -41,7 +43,7 @@ def _vector(tokens: Tensor) -> int:
 
 
 def _threads() -> int:
-    """Of a program; the interpreter takes as long for one value as for many, so there it has more."""
+    """Of a program. The interpreter takes as long for one value as for many: there it has more."""
     return 8 * _THREADS if interpreted() else _THREADS
 
 
@@ -74,18 +76,22 @@ def forward_blocks(tokens: Tensor, positions: int, parts: int, mode: int) -> dic
     }
 
 
-def backward_blocks(tokens: Tensor, positions: int, parts: int, mode: int) -> dict[str, int | bool]:
+def backward_blocks(
+    tokens: Tensor, positions: int, parts: int, mode: int, activation: int
+) -> dict[str, int | bool]:
     """The same for the backward pass: 32 lanes along a row, where it is long enough.
 
-    Winners come with the gradients of maxima, four in 16 bytes.
+    Winners come with the gradients of maxima, four in 16 bytes. Up to four rows of a thread share
+    the gradients of pooled parts, two where four would not fit into 128 registers.
     """
     vector = min(_vector(tokens), 4) if mode == _MAX else _vector(tokens)
     lanes = power_of_two(ceil_div(tokens.shape[2], vector), 4, 32)
     rows = _threads() // lanes
     _, most = part_groups(parts, 8)
+    few = vector <= 4 and most <= 6 and mode != _MAX and activation != _SOFTMAX
     return {
         "PARTS": most,
-        "ROUNDS": _rounds(positions, rows, 4),
+        "ROUNDS": _rounds(positions, rows, 4 if few else 2),
         "ROWS": rows,
         "LANES": lanes,
         "VALUES": vector,
@@ -251,7 +257,7 @@ def masked_part_pool_backward(
     if batch * parts * positions == 0:
         return grad_tokens.zero_().to(tokens.dtype), grad_masks.zero_()
     shared = masks.dim() == 2
-    block = backward_blocks(tokens, positions, parts, mode)
+    block = backward_blocks(tokens, positions, parts, mode, activation)
     blocks = ceil_div(positions, block["ROUNDS"] * block["ROWS"])
     sloping = mode == _WEIGHTED_MEAN
     finish = not shared and not sloping and parts == block["PARTS"]
@@ -288,6 +294,7 @@ def masked_part_pool_backward(
             FINISH=finish,
             **block,
             **options,
+            maxnreg=_REGISTERS,
         )
         if not finish:
             span = power_of_two(positions, 4, 16 if shared else 64)

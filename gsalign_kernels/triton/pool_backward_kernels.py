@@ -2,6 +2,8 @@
 
 # The decorator replaces the functions, so annotations would describe something else.
 # mypy: ignore-errors
+# Triton's tuples can be added and not unpacked.
+# ruff: noqa: RUF005
 
 from __future__ import annotations
 
@@ -182,8 +184,9 @@ def walk(
                 nothing = nothing + (tl.zeros((ROWS, LANES), tl.float32),)
             back = back + (nothing,)
         for first in range(first_part, end_part, PARTS):
+            scaled = weights
             if not alone and BACK:
-                weights = scaled_weights(
+                scaled = scaled_weights(
                     masks, totals, first, first_row, positions, eps,
                     CHANNELS, BACKGROUND, MODE, ACTIVATION, PARTS, GROUP, ROUNDS, ROWS,
                 )  # fmt: skip
@@ -191,12 +194,12 @@ def walk(
             for k in tl.static_range(PARTS):
                 is_part = in_row & (first + k < parts)
                 source = tl.cast(first + k, tl.int64) * channels + start + copies
-                tile = load_chunk(grad_pooled + source, is_part, WHOLE and alone)
-                gradient = values_apart(tile.to(tl.float32), VALUES)
+                sent = load_chunk(grad_pooled + source, is_part, WHOLE and alone)
+                gradient = values_apart(sent.to(tl.float32), VALUES)
                 winner = gradient
                 if MODE == MAX:
-                    tile = load_chunk(winners + source, is_part, WHOLE and alone)
-                    winner = values_apart(tile - first_row, VALUES)
+                    found = load_chunk(winners + source, is_part, WHOLE and alone)
+                    winner = values_apart(found - first_row, VALUES)
                 new_back = ()
                 for index in tl.static_range(ROUNDS):
                     here = (index * ROWS + row)[:, None]
@@ -209,7 +212,7 @@ def walk(
                             dot = added
                         new_dots = new_dots + (dot,)
                     if BACK:
-                        weight = weights[k * ROUNDS + index][:, None]
+                        weight = scaled[k * ROUNDS + index][:, None]
                         after = ()
                         for value in tl.static_range(VALUES):
                             added = back[index][value] + weight * gradient[value]
@@ -267,9 +270,10 @@ def finish_rows(
             )
             gradient = tl.zeros((ROWS,), tl.float32)
             if channel >= BACKGROUND:
-                part = channel - BACKGROUND
-                gradient = gradients[part * ROUNDS + index]
-                gradient += peak_gradient(grad_visibility, peaks, part, position, True)
+                gradient = gradients[(channel - BACKGROUND) * ROUNDS + index]
+                gradient += peak_gradient(
+                    grad_visibility, peaks, channel - BACKGROUND, position, True
+                )
             mean += weight * gradient
             found = found + (gradient,)
             weights = weights + (weight,)

@@ -2,6 +2,8 @@
 
 # The decorator replaces the functions, so annotations would describe something else.
 # mypy: ignore-errors
+# Triton's tuples can be added and not unpacked.
+# ruff: noqa: RUF005
 
 from __future__ import annotations
 
@@ -225,7 +227,9 @@ def forward_kernel(
                 x = rows[index].to(tl.float32)
                 weight = row_weights(own + first * pairs, index, PARTS, ROWS)
                 if MODE == MAX:
-                    best, won = add_maxima(best, won, x, weight, (first + index * ROWS)[:, None], PARTS)
+                    best, won = add_maxima(
+                        best, won, x, weight, (first + index * ROWS)[:, None], PARTS
+                    )
                 else:
                     best = add_sums(best, x, weight, PARTS)
                 if WHOLE:

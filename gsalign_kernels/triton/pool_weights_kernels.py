@@ -7,6 +7,8 @@ loads are unrolled and so under way together. Imports triton.
 
 # The decorator replaces the functions, so annotations would describe something else.
 # mypy: ignore-errors
+# Triton's tuples can be added and not unpacked.
+# ruff: noqa: RUF005
 
 from __future__ import annotations
 
