@@ -24,12 +24,11 @@ MAX_SPAN = 2**31 - 2**20
 """Most values of a sample's masks, and of the tokens of a tile: their offsets have 32 bits."""
 
 _WEIGHTED_MEAN, _MAX = 0, 2
-_SOFTMAX = 1
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WARPS = 4
-_THREADS = 32 * _WARPS
-_REGISTERS = 128  # of a thread backward: four programs on a multiprocessor
-_MOST_ROWS = 256  # of a block of rows
+_BACKWARD_WARPS = 8
+_REGISTERS = 128  # of a thread backward: two programs on a multiprocessor
+_MOST_ROWS = 1024  # of a block of rows
 
 
 @lru_cache(maxsize=1)
@@ -42,9 +41,9 @@ def _vector(tokens: Tensor) -> int:
     return 16 // tokens.element_size() if tokens.shape[2] % 16 == 0 else 1
 
 
-def _threads() -> int:
+def _threads(warps: int) -> int:
     """Of a program. The interpreter takes as long for one value as for many: there it has more."""
-    return 8 * _THREADS if interpreted() else _THREADS
+    return 32 * warps * (8 if interpreted() else 1)
 
 
 def _rounds(positions: int, rows: int, most: int) -> int:
@@ -65,7 +64,7 @@ def forward_blocks(tokens: Tensor, positions: int, parts: int, mode: int) -> dic
     """
     values = max(_vector(tokens), 4)
     block_c = power_of_two(tokens.shape[2], 16, 128)
-    rows = _threads() * values // block_c
+    rows = _threads(_WARPS) * values // block_c
     _, most = part_groups(parts, 4 if mode == _MAX and values > 4 else 8)
     return {
         "PARTS": most,
@@ -76,22 +75,19 @@ def forward_blocks(tokens: Tensor, positions: int, parts: int, mode: int) -> dic
     }
 
 
-def backward_blocks(
-    tokens: Tensor, positions: int, parts: int, mode: int, activation: int
-) -> dict[str, int | bool]:
+def backward_blocks(tokens: Tensor, positions: int, parts: int, mode: int) -> dict[str, int | bool]:
     """The same for the backward pass: 32 lanes along a row, where it is long enough.
 
-    Winners come with the gradients of maxima, four in 16 bytes. Up to four rows of a thread share
-    the gradients of pooled parts, two where four would not fit into 128 registers.
+    Winners come with the gradients of maxima, four in 16 bytes. Two rows of a thread share the
+    gradients of pooled parts, and sixteen of a program; with more of a thread, eight parts or a
+    softmax would not fit into 128 registers.
     """
     vector = min(_vector(tokens), 4) if mode == _MAX else _vector(tokens)
     lanes = power_of_two(ceil_div(tokens.shape[2], vector), 4, 32)
-    rows = _threads() // lanes
-    _, most = part_groups(parts, 8)
-    few = vector <= 4 and most <= 6 and mode != _MAX and activation != _SOFTMAX
+    rows = _threads(_BACKWARD_WARPS) // lanes
     return {
-        "PARTS": most,
-        "ROUNDS": _rounds(positions, rows, 4 if few else 2),
+        "PARTS": part_groups(parts, 8)[1],
+        "ROUNDS": _rounds(positions, rows, 2),
         "ROWS": rows,
         "LANES": lanes,
         "VALUES": vector,
@@ -211,7 +207,7 @@ def masked_part_pool(
                 ACTIVATION=activation,
                 BINARY=visibility == 1,
                 GROUP=part_groups(mask_channels, 8)[1],
-                SPAN=power_of_two(slots, 16, _THREADS),
+                SPAN=power_of_two(slots, 16, 32 * _WARPS),
                 **block,
                 num_warps=_WARPS,
             )
@@ -257,7 +253,7 @@ def masked_part_pool_backward(
     if batch * parts * positions == 0:
         return grad_tokens.zero_().to(tokens.dtype), grad_masks.zero_()
     shared = masks.dim() == 2
-    block = backward_blocks(tokens, positions, parts, mode, activation)
+    block = backward_blocks(tokens, positions, parts, mode)
     blocks = ceil_div(positions, block["ROUNDS"] * block["ROWS"])
     sloping = mode == _WEIGHTED_MEAN
     finish = not shared and not sloping and parts == block["PARTS"]
@@ -269,7 +265,6 @@ def masked_part_pool_backward(
         "BACKGROUND": int(background),
         "ACTIVATION": activation,
         "GROUP": part_groups(mask_channels, 8)[1],
-        "num_warps": _WARPS,
     }
     with device_of(tokens):
         _kernels().backward_kernel[checked_grid("masked_part_pool", batch * blocks)](
@@ -294,6 +289,7 @@ def masked_part_pool_backward(
             FINISH=finish,
             **block,
             **options,
+            num_warps=_BACKWARD_WARPS,
             maxnreg=_REGISTERS,
         )
         if not finish:
@@ -315,5 +311,6 @@ def masked_part_pool_backward(
                 BLOCK_S=16 if shared else 1,
                 SPAN=span,
                 **options,
+                num_warps=_WARPS,
             )
     return grad_tokens.to(tokens.dtype), grad_masks

@@ -254,13 +254,14 @@ def test_triton_kernels_spill_nothing_and_take_few_registers(triton_kernels):
 
 
 def test_pooling_leaves_room_for_programs(triton_kernels):
-    """Of four warps, three or four on a multiprocessor where the published layout is pooled.
+    """Twelve warps of the forward pass and 16 of the others where the published layout is pooled.
 
-    So all that pool B 64 run at once on 132 of them.
+    So all programs that pool B 64 run at once on 132 multiprocessors.
     """
     rows = [row for row in triton_kernels if row["shape"].startswith("[4, 6, 128, 768,")]
     rows = [row for row in rows if row["family"] == "pool"]
     assert len(rows) > 10
     for row in rows:
-        programs = 3 if row["kernel"] == "forward_kernel" else 4
-        assert row["warps"] == 4 and row["registers"] <= 65536 // (programs * 128), row
+        warps = 12 if row["kernel"] == "forward_kernel" else 16
+        assert row["warps"] == (8 if row["kernel"] == "backward_kernel" else 4), row
+        assert row["registers"] <= 65536 // (warps * 32), row
