@@ -16,6 +16,7 @@ from gsalign_kernels.triton.launch import (
     checked_grid,
     device_of,
     empty_output,
+    interpreted,
     power_of_two,
 )
 
@@ -25,8 +26,9 @@ MAX_SPAN = 2**31 - 2**20
 _WEIGHTED_MEAN, _MAX = 0, 2
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WARPS = 4
-_THREADS = 32 * _WARPS
-_MOST_ROWS = 4 * 32  # of a tile
+_BACKWARD_WARPS = 8
+_REGISTERS = 128  # of a thread backward: two programs on a multiprocessor
+_MOST_ROWS = 1024  # of a block of rows
 
 
 @lru_cache(maxsize=1)
@@ -39,45 +41,57 @@ def _vector(tokens: Tensor) -> int:
     return 16 // tokens.element_size() if tokens.shape[2] % 16 == 0 else 1
 
 
-def _rounds(positions: int, rows: int, most: int = 4) -> int:
-    return power_of_two(ceil_div(positions, rows), 1, most)
+def _threads(warps: int) -> int:
+    """Of a program. The interpreter takes as long for one value as for many: there it has more."""
+    return 32 * warps * (8 if interpreted() else 1)
 
 
-def forward_blocks(tokens: Tensor, positions: int, mask_channels: int, mode: int) -> dict[str, int]:
-    """Sizes of a program's tile, by the vectors that 128 threads hold: 16 along a row and 8 rows.
+def _rounds(positions: int, rows: int, most: int) -> int:
+    return power_of_two(ceil_div(positions, rows), 1, 2 if interpreted() else most)
 
-    Then up to 4 rounds of such rows. Where there are no vectors a thread has 4 values, 32 apart.
-    Sums take a register per part and value, maxima two: there is room for half as many rounds, and
-    with vectors of 8 for half as many parts.
+
+def part_groups(parts: int, most: int) -> tuple[int, int]:
+    """Groups that the parts are worked on in, and how many are in each: nearly the same."""
+    groups = ceil_div(parts, most)
+    return groups, ceil_div(parts, groups)
+
+
+def forward_blocks(tokens: Tensor, positions: int, parts: int, mode: int) -> dict[str, int | bool]:
+    """Sizes of a program's tile, by the vectors that 128 threads hold: up to 128 channels.
+
+    Then up to four such tiles at once. Where there are no vectors a thread has 4 values, 32 apart.
+    Sums take a register per part and value, maxima two.
     """
     values = max(_vector(tokens), 4)
-    block_c = power_of_two(tokens.shape[2], 16, 16 * values)
-    rows = min(_THREADS * values // block_c, 8)
+    block_c = power_of_two(tokens.shape[2], 16, 128)
+    rows = _threads(_WARPS) * values // block_c
+    _, most = part_groups(parts, 4 if mode == _MAX and values > 4 else 8)
     return {
-        "BLOCK_P": power_of_two(mask_channels, 1, 4 if mode == _MAX and values > 4 else 8),
-        "ROUNDS": _rounds(positions, rows, 2 if mode == _MAX else 4),
+        "PARTS": most,
+        "ROUNDS": _rounds(positions, rows, 8 if values == 4 else 4),
         "ROWS": rows,
         "BLOCK_C": block_c,
-        "SPAN": power_of_two(positions, 16, 128),
+        "WHOLE": tokens.shape[2] % block_c == 0,
     }
 
 
-def backward_blocks(
-    tokens: Tensor, positions: int, mask_channels: int, mode: int
-) -> dict[str, int]:
+def backward_blocks(tokens: Tensor, positions: int, parts: int, mode: int) -> dict[str, int | bool]:
     """The same for the backward pass: 32 lanes along a row, where it is long enough.
 
-    Winners come with the gradients of maxima, four in 16 bytes.
+    Winners come with the gradients of maxima, four in 16 bytes. Two rows of a thread share the
+    gradients of pooled parts, and sixteen of a program; with more of a thread, eight parts or a
+    softmax would not fit into 128 registers.
     """
     vector = min(_vector(tokens), 4) if mode == _MAX else _vector(tokens)
     lanes = power_of_two(ceil_div(tokens.shape[2], vector), 4, 32)
-    rows = _THREADS // lanes
+    rows = _threads(_BACKWARD_WARPS) // lanes
     return {
-        "BLOCK_P": power_of_two(mask_channels, 1, 8),
-        "ROUNDS": _rounds(positions, rows),
+        "PARTS": part_groups(parts, 8)[1],
+        "ROUNDS": _rounds(positions, rows, 2),
         "ROWS": rows,
         "LANES": lanes,
         "VALUES": vector,
+        "WHOLE": tokens.shape[2] % (lanes * vector) == 0,
     }
 
 
@@ -163,24 +177,37 @@ def masked_part_pool(
         if visibility == 1:
             peaks.fill_(-1)
     elif batch * parts > 0:
-        block = forward_blocks(tokens, positions, mask_channels, mode)
+        block = forward_blocks(tokens, positions, parts, mode)
+        groups = ceil_div(parts, block["PARTS"])
         tiles = ceil_div(channels, block["BLOCK_C"])
+        rows = block["ROUNDS"] * block["ROWS"]
+        slots = ceil_div(positions, rows) * rows
+        programs = batch * groups * (tiles + 1)
+        pairs = ceil_div(block["PARTS"], 2)
+        weights = torch.empty(
+            (programs, slots, pairs), dtype=torch.int64, device=tokens.device
+        )  # each program's own, two float32 in one
         with device_of(tokens):
-            _kernels().forward_kernel[checked_grid("masked_part_pool", batch * (tiles + 1))](
+            _kernels().forward_kernel[checked_grid("masked_part_pool", programs)](
                 tokens,
                 masks,
+                weights,
                 *results,
                 eps,
                 prefix,
                 positions,
                 channels,
                 mask_channels * positions if masks.dim() == 3 else 0,
+                slots,
                 tiles,
+                groups,
                 CHANNELS=mask_channels,
                 BACKGROUND=int(background),
                 MODE=mode,
                 ACTIVATION=activation,
                 BINARY=visibility == 1,
+                GROUP=part_groups(mask_channels, 8)[1],
+                SPAN=power_of_two(slots, 16, 32 * _WARPS),
                 **block,
                 num_warps=_WARPS,
             )
@@ -226,18 +253,18 @@ def masked_part_pool_backward(
     if batch * parts * positions == 0:
         return grad_tokens.zero_().to(tokens.dtype), grad_masks.zero_()
     shared = masks.dim() == 2
-    block = backward_blocks(tokens, positions, mask_channels, mode)
+    block = backward_blocks(tokens, positions, parts, mode)
     blocks = ceil_div(positions, block["ROUNDS"] * block["ROWS"])
     sloping = mode == _WEIGHTED_MEAN
-    finish = not shared and not (sloping and blocks > 1) and mask_channels <= block["BLOCK_P"]
-    grad_weights = grad_masks if finish else masks.new_empty(batch, mask_channels, positions)
-    slopes = masks.new_empty(batch, blocks, mask_channels) if sloping and not finish else masks
+    finish = not shared and not sloping and parts == block["PARTS"]
+    grad_weights = masks.new_empty(0 if finish else (batch, parts, positions))
+    slopes = masks.new_empty((batch, blocks, parts) if sloping else 0)
     mask_stride = 0 if shared else mask_channels * positions
     options = {
         "CHANNELS": mask_channels,
         "BACKGROUND": int(background),
         "ACTIVATION": activation,
-        "num_warps": _WARPS,
+        "GROUP": part_groups(mask_channels, 8)[1],
     }
     with device_of(tokens):
         _kernels().backward_kernel[checked_grid("masked_part_pool", batch * blocks)](
@@ -249,6 +276,7 @@ def masked_part_pool_backward(
             peaks,
             winners,
             grad_tokens,
+            grad_masks,
             grad_weights,
             slopes,
             eps,
@@ -261,6 +289,8 @@ def masked_part_pool_backward(
             FINISH=finish,
             **block,
             **options,
+            num_warps=_BACKWARD_WARPS,
+            maxnreg=_REGISTERS,
         )
         if not finish:
             span = power_of_two(positions, 4, 16 if shared else 64)
@@ -278,9 +308,9 @@ def masked_part_pool_backward(
                 blocks if sloping else 0,
                 batch // sets,
                 tiles,
-                BLOCK_P=block["BLOCK_P"],
                 BLOCK_S=16 if shared else 1,
                 SPAN=span,
                 **options,
+                num_warps=_WARPS,
             )
     return grad_tokens.to(tokens.dtype), grad_masks

@@ -58,7 +58,7 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 def run_warp_tokens(dtype, batch, size, prefix, channels, points) -> None:

@@ -191,8 +191,8 @@ TRITON_REGISTERS = {
     ("warp_image", "forward_kernel"): 104,
     ("warp_image", "taps_kernel"): 88,
     ("warp_image", "gather_kernel"): 136,
-    ("pool", "forward_kernel"): 176,  # of sums 128
-    ("pool", "backward_kernel"): 200,  # of sums 136
+    ("pool", "forward_kernel"): 192,
+    ("pool", "backward_kernel"): 128,
     ("pool", "finish_kernel"): 96,
     ("prototype", "means_kernel"): 88,
     ("prototype", "rows_kernel"): 56,
@@ -259,12 +259,14 @@ def test_triton_kernels_spill_nothing_and_take_few_registers(triton_kernels):
 
 
 def test_pooling_leaves_room_for_programs(triton_kernels):
-    """Of four warps, four on a multiprocessor where six parts of the published layout are pooled.
+    """Twelve warps of the forward pass and 16 of the others where the published layout is pooled.
 
-    So all of B 64 run at once on 132 of them. sm_100 gets two registers more under a softmax.
+    So all programs that pool B 64 run at once on 132 multiprocessors.
     """
     rows = [row for row in triton_kernels if row["shape"].startswith("[4, 6, 128, 768,")]
-    rows = [row for row in rows if row["family"] == "pool" and row["target"] in (80, 90)]
+    rows = [row for row in rows if row["family"] == "pool"]
     assert len(rows) > 10
     for row in rows:
-        assert row["warps"] == 4 and row["registers"] <= 65536 // (4 * 128), row
+        warps = 12 if row["kernel"] == "forward_kernel" else 16
+        assert row["warps"] == (8 if row["kernel"] == "backward_kernel" else 4), row
+        assert row["registers"] <= 65536 // (warps * 32), row

@@ -394,6 +394,23 @@ def test_of_equal_maxima_the_first_gets_the_gradient(implementation):
     assert tokens.grad.flatten().tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("implementation", [name for name in ALL if name != "cpp"])
+def test_of_several_nan_the_first_gets_the_gradient(implementation):
+    tokens = torch.randn(1, 40, 3, generator=torch.Generator().manual_seed(0))
+    masks = torch.ones(2, 40)
+    tokens[0, [9, 11, 30], 1] = math.nan
+    masks[1, [8, 12]] = math.nan
+    tokens, masks = (t.to(device_of(implementation)).requires_grad_() for t in (tokens, masks))
+    pooled, visibility = kernels.masked_part_pool(
+        tokens, masks, mode="max", implementation=implementation
+    )
+    pooled[0, 0, 1].backward(retain_graph=True)
+    assert tokens.grad[0, :, 1].nonzero().flatten().tolist() == [9]
+    masks.grad = None
+    visibility[0, 1].backward()
+    assert masks.grad[1].nonzero().flatten().tolist() == [8]
+
+
 @pytest.mark.parametrize("implementation", ALL)
 def test_a_part_masked_out_by_an_infinite_logit_is_gone(implementation):
     tokens, logits, *_ = inputs((2, 3, 9, 4, 0), dtype=torch.float32, activation="softmax")
