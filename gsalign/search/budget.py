@@ -9,7 +9,7 @@ from gsalign.memory import available_memory
 from gsalign.search.index_files import BLOCK_ROWS, IndexSettings
 
 _FLOAT, _HALF, _EDGE, _ID = 4, 2, 4, 8
-# Python's texts of a path and three labels, by measurement about this much.
+# Python's texts: a path of 55 letters and three labels take 280 bytes, and 420 while they are read.
 _TABLE_ROW = 500
 
 
