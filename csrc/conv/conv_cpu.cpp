@@ -90,7 +90,7 @@ void make_input_tiles(
 // sums = tiles times kernels: all planes of a panel of lanes, over all blocks.
 template <typename S>
 void multiply_blocks(
-    const TileBlocks<S>& tiles, const Kernels<S>& kernels, std::int64_t lane,
+    const TileBlocks<S>& tiles, const Kernels<const S>& kernels, std::int64_t lane,
     const Workspace<S>& work, const Planes<S>& sums) {
   const Planes<S> panel = work.kernel_planes();
   for (std::int64_t block = 0; block < tiles.blocks(); ++block) {
@@ -169,9 +169,9 @@ void finish_image(
 // mean [batch, outputs]; signs [batch, positions, sign_bytes].
 template <typename T, typename S>
 void forward(
-    const Call& call, const Tokens<const T>& tokens, S* weight, const S* bias, S* mean,
+    const Call& call, const Tokens<const T>& tokens, const S* weight, const S* bias, S* mean,
     std::uint8_t* signs) {
-  const Kernels<S> kernels{
+  const Kernels<const S> kernels{
       weight, call.outputs, call.channels * kKernelSize, call.channels, kKernelSize};
   const std::int64_t lanes = panel_lanes<S>(), panels = ceil_div(call.outputs, lanes);
   const std::int64_t tiles = call.map.tiles(), most = call.images_of_group();
@@ -278,9 +278,9 @@ void join_tiles(const Map& map, const Planes<S>& sums, std::int64_t first_row, S
 
 template <typename T, typename S>
 void token_gradients(
-    const Call& call, const Group& group, const TileBlocks<S>& responses, S* weight,
+    const Call& call, const Group& group, const TileBlocks<S>& responses, const S* weight,
     const Tokens<T>& grad) {
-  const Kernels<S> kernels{
+  const Kernels<const S> kernels{
       weight, call.channels, kKernelSize, call.outputs, call.channels * kKernelSize};
   struct Own {
     Own(std::int64_t rows, std::int64_t positions)
@@ -338,7 +338,7 @@ void add_weight_gradients(
 // bias_shares [batch, outputs].
 template <typename T, typename S>
 void backward(
-    const Call& call, const S* grad, const Tokens<const T>& tokens, S* weight,
+    const Call& call, const S* grad, const Tokens<const T>& tokens, const S* weight,
     const std::uint8_t* signs, const Tokens<T>& grad_tokens, S* grad_weight, S* bias_shares) {
   const std::int64_t most = call.images_of_group();
   const std::int64_t tiles = std::min(most, call.batch) * call.map.tiles();
@@ -395,8 +395,8 @@ std::tuple<Tensor, Tensor> conv_relu_mean(
     using T = decltype(kind);
     using S = Compute<T>;
     forward<T, S>(
-        call, tokens_of<T>(in, prefix), const_cast<S*>(data<S>(kernels)), data<S>(shift),
-        mutable_data<S>(mean), mutable_data<std::uint8_t>(signs));
+        call, tokens_of<T>(in, prefix), data<S>(kernels), data<S>(shift), mutable_data<S>(mean),
+        mutable_data<std::uint8_t>(signs));
   });
   return {mean, signs};
 }
@@ -434,7 +434,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_mean_backward(
     }
     const Scratch<S> shares(upstream.numel());
     backward<T, S>(
-        call, data<S>(upstream), tokens_of<T>(in, prefix), const_cast<S*>(data<S>(kernels)),
+        call, data<S>(upstream), tokens_of<T>(in, prefix), data<S>(kernels),
         data<std::uint8_t>(positive),
         {to + prefix * call.channels, count * call.channels, call.channels, call.channels},
         mutable_data<S>(grad_weight), shares.data());

@@ -111,9 +111,10 @@ void make_tiles(
 }
 
 // Kernels [., ., 3, 3] seen from one side: which channels are lanes, and which the product's depth.
-template <typename S>
+// `E` is const where they are only read.
+template <typename E>
 struct Kernels {
-  S* data;
+  E* data;
   std::int64_t lanes, lane_stride, depth, depth_stride;
 };
 
@@ -145,15 +146,15 @@ GSALIGN_INLINE void turn(Vector<S, kBytes> (&rows)[kVectorLength<S, kBytes>]) {
 }
 
 // Whether a step's kernels are whole squares of vectors, a lane's numbers in a row.
-template <typename S>
-bool square(const Kernels<S>& kernels, std::int64_t lane, std::int64_t k, std::int64_t lanes) {
+template <typename E>
+bool square(const Kernels<E>& kernels, std::int64_t lane, std::int64_t k, std::int64_t lanes) {
   return kernels.depth_stride == kKernelSize && lane + lanes <= kernels.lanes &&
          k + kStep <= kernels.depth;
 }
 
 // Calls `each(numbers, taps)` where squares of vectors begin, with their distances row to row.
-template <typename S, int kBytes, typename Each>
-GSALIGN_INLINE void for_squares(S* numbers, std::int64_t stride, S* taps, const Each& each) {
+template <typename S, int kBytes, typename E, typename Each>
+GSALIGN_INLINE void for_squares(E* numbers, std::int64_t stride, S* taps, const Each& each) {
   constexpr std::int64_t kLength = kVectorLength<S, kBytes>;
   for (std::int64_t l = 0; l < kLanes<S, kBytes>; l += kLength) {
     for (std::int64_t i = 0; i < kStep * kKernelSize; i += kLength) {
@@ -165,11 +166,11 @@ GSALIGN_INLINE void for_squares(S* numbers, std::int64_t stride, S* taps, const 
 // Up to kStep kernels of each lane, from `lane` and depth `k` on, to taps.
 template <typename S>
 void read_taps(
-    const Kernels<S>& kernels, std::int64_t lane, std::int64_t k, std::int64_t lanes,
+    const Kernels<const S>& kernels, std::int64_t lane, std::int64_t k, std::int64_t lanes,
     Taps<S>& taps) {
   const std::int64_t many = std::min(lanes, kernels.lanes - lane);
   const std::int64_t deep = std::min(kStep, kernels.depth - k);
-  S* const first = kernels.data + lane * kernels.lane_stride + k * kernels.depth_stride;
+  const S* const first = kernels.data + lane * kernels.lane_stride + k * kernels.depth_stride;
   if (!square(kernels, lane, k, lanes)) {
     for (std::int64_t i = 0; i < deep; ++i) {
       for (std::int64_t l = 0; l < many; ++l) {
@@ -242,7 +243,7 @@ void add_taps(
 // [kPlanes][kDepth][lanes]; lanes past the last are 0.
 template <typename S>
 void make_kernels(
-    const Kernels<S>& kernels, std::int64_t lane, std::int64_t first, Taps<S>& taps,
+    const Kernels<const S>& kernels, std::int64_t lane, std::int64_t first, Taps<S>& taps,
     const Planes<S>& planes) {
   if (lane + planes.lanes > kernels.lanes) {
     std::fill_n(taps.at, kStep * kKernelSize * planes.lanes, S(0));

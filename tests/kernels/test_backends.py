@@ -124,7 +124,7 @@ def test_report_covers_every_public_operator():
     public = {
         name
         for name in kernels.__all__
-        if name.startswith(("tps_", "warp_", "masked_", "part_"))
+        if name.startswith(("tps_", "warp_", "masked_", "conv_", "part_"))
         and callable(getattr(kernels, name))
     }
     public.remove("tps_solve_ex")  # tps_solve with another result
