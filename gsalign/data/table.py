@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gsalign.csv_rows import csv_rows
 from gsalign.data.folder import protocols_of, unknown_camera
 from gsalign.data.labels import number_names, text_of
 from gsalign.data.layout import SPLITS, Layout, Singletons, assemble, is_image_name, some_of
@@ -150,34 +150,21 @@ def _cells(table: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
     """Yield the number of the line and the known cells of every row, without outer blanks."""
     if not is_table(table):
         raise DataError(f"{table} is no .csv or .tsv file")
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=_SEPARATORS[table.suffix.lower()], strict=True)
-            heading = [name.strip().lower() for name in next(reader, [])]
-            missing = [name for name in ("path", "identity") if name not in heading]
-            if missing:
-                raise DataError(
-                    f"{table} has no column {' and '.join(missing)}; its first line is "
-                    f"{', '.join(heading) or 'empty'}. Expected\n{TABLE.picture}"
-                )
-            for row in reader:
-                if not any(row):
-                    continue
-                if len(row) != len(heading):
-                    raise DataError(
-                        f"{table}, line {reader.line_num}: {len(row)} cells, the first line has "
-                        f"{len(heading)}; put a cell that holds the separator in double quotes"
-                    )
-                known = {
-                    name: cell.strip()
-                    for name, cell in zip(heading, row, strict=True)
-                    if name in COLUMNS
-                }
-                yield reader.line_num, dict.fromkeys(COLUMNS, "") | known
-    except FileNotFoundError:
-        raise DataError(f"table {table} does not exist") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"table {table} cannot be read as text in UTF-8: {error}") from None
+    with csv_rows(table, separator=_SEPARATORS[table.suffix.lower()]) as (names, rows):
+        heading = [name.lower() for name in names]
+        missing = [name for name in ("path", "identity") if name not in heading]
+        if missing:
+            raise DataError(
+                f"{table} has no column {' and '.join(missing)}; its first line is "
+                f"{', '.join(heading) or 'empty'}. Expected\n{TABLE.picture}"
+            )
+        for line, row in rows:
+            known = {
+                name: cell.strip()
+                for name, cell in zip(heading, row, strict=True)
+                if name in COLUMNS
+            }
+            yield line, dict.fromkeys(COLUMNS, "") | known
 
 
 def _fault(row: Mapping[str, str], folder: Path) -> str:

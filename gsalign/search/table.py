@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gsalign.csv_rows import csv_rows
 from gsalign.errors import DataError
 from gsalign.extras import import_extra
 from gsalign.files import atomic_write
@@ -164,24 +165,11 @@ def _ids(texts: Sequence[str], path: Path) -> NDArray[np.int64]:
 
 
 def _read_csv(path: Path) -> dict[str, list[str]]:
-    try:
-        # A byte order mark, which spreadsheets write, is no part of the first column's name.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            names = [name.strip() for name in next(reader, [])]
-            columns: dict[str, list[str]] = {name: [] for name in names}
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(names):
-                    raise DataError(
-                        f"table {path}, line {reader.line_num}: {len(row)} columns, the first "
-                        f"line has {len(names)}"
-                    )
-                for name, value in zip(names, row, strict=True):
-                    columns[name].append(value if name == "path" else value.strip())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"table {path} cannot be read: {error}") from None
+    with csv_rows(path) as (names, rows):
+        columns: dict[str, list[str]] = {name: [] for name in names}
+        for _, row in rows:
+            for name, value in zip(names, row, strict=True):
+                columns[name].append(value if name == "path" else value.strip())
     if len(columns) != len(names):
         raise DataError(f"table {path} names a column twice: {', '.join(names)}")
     return columns

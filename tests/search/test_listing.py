@@ -67,7 +67,7 @@ def test_a_table_of_ones_own(tmp_path):
         ("file,identity\nx.jpg,1\n", "no column 'path', but file, identity"),
         ("", "no column 'path', but nothing"),
         ("path,view\nx.jpg,drone\n", "row 1: view is 'drone'; wanted aerial, ground"),
-        ("path,view\nx.jpg\n", "line 2: 1 columns, the first line has 2"),
+        ("path,view\nx.jpg\n", "line 2: 1 cells, the first line has 2"),
         ("path,path\nx.jpg,y.jpg\n", "names a column twice"),
         ('path\n""\n', "row 1: path is ''"),
         ("path\n", "has no rows"),
