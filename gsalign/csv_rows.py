@@ -22,7 +22,8 @@ def csv_rows(path: Path, *, separator: str = ",") -> Iterator[tuple[list[str], R
 
     Yields:
         The heading without outer blanks, empty for an empty file; and the rows, each with the
-        number of its line and as many cells as the heading. Empty lines are passed over.
+        number of its line and as many cells as the heading. Lines without any text are passed
+        over.
 
     Raises:
         DataError: the file is missing, no text in UTF-8, or a row has more or fewer cells than the

@@ -69,7 +69,7 @@ def test_a_table_of_ones_own(tmp_path):
         ("path,view\nx.jpg,drone\n", "row 1: view is 'drone'; wanted aerial, ground"),
         ("path,view\nx.jpg\n", "line 2: 1 cells, the first line has 2"),
         ("path,path\nx.jpg,y.jpg\n", "names a column twice"),
-        ('path\n""\n', "row 1: path is ''"),
+        ("path,camera\n,roof\n", "row 1: path is ''"),
         ("path\n", "has no rows"),
     ],
 )
