@@ -25,6 +25,7 @@ from gsalign.data.samplers import (
     IterationBatchSampler,
     SequentialBatchSampler,
 )
+from gsalign.data.synthetic.part_labels import PartLabelStore, has_part_labels
 from gsalign.data.transforms import TrainTransform, normalize
 from gsalign.errors import DataError
 
@@ -43,6 +44,8 @@ class Batch:
         cameras: int64 ``[B]``.
         indices: int64 ``[B]``, the place of each image in its split.
         paths: the file of each image.
+        part_labels: uint8 ``[B, H, W]``, which body part every pixel shows: 0 the background, 1 ..
+            P the parts, 255 unknown. None where nobody asked or there are no label maps.
         broken: one line per image that could not be read and is not in the batch.
     """
 
@@ -53,6 +56,7 @@ class Batch:
     indices: Tensor
     paths: tuple[str, ...]
     broken: tuple[str, ...] = ()
+    part_labels: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -75,6 +79,7 @@ class Batch:
             indices=function(self.indices),
             paths=self.paths,
             broken=self.broken,
+            part_labels=None if self.part_labels is None else function(self.part_labels),
         )
 
 
@@ -96,12 +101,14 @@ class _BatchDataset(Dataset[Any]):
         *,
         transform: TrainTransform | None,
         on_broken: OnBroken,
+        part_labels: PartLabelStore | None = None,
     ) -> None:
         self.split = split
         self.labels = labels
         self.store = store
         self.transform = transform
         self.on_broken = on_broken
+        self.part_labels = part_labels
         self.members: dict[int, list[int]] = {}
         if transform is not None:
             for index, label in enumerate(labels.tolist()):
@@ -115,6 +122,7 @@ class _BatchDataset(Dataset[Any]):
 
     def __getitems__(self, draws: Sequence[Draw | int]) -> Batch | _Failure:
         images: list[Tensor] = []
+        maps: list[Tensor] = []
         indices: list[int] = []
         used: list[Draw] = []
         broken: list[str] = []
@@ -122,7 +130,10 @@ class _BatchDataset(Dataset[Any]):
             wanted = draw.image if isinstance(draw, Draw) else int(draw)
             for index in self._candidates(wanted):
                 try:
-                    images.append(self.store[index])
+                    image = self.store[index]
+                    if self.part_labels is not None:
+                        maps.append(self.part_labels[index])
+                    images.append(image)
                 except DataError as error:
                     if self.on_broken == "error":
                         return _Failure(f"{error} (on_broken: 'skip' goes on without it)")
@@ -144,6 +155,9 @@ class _BatchDataset(Dataset[Any]):
             indices=torch.tensor(indices, dtype=torch.int64),
             paths=tuple(str(self.split.records[index].path) for index in indices),
             broken=tuple(dict.fromkeys(broken)),
+            part_labels=self.transform.label_maps(torch.stack(maps), used)
+            if maps and self.transform is not None
+            else None,
         )
 
     def _candidates(self, index: int) -> Iterable[int]:
@@ -244,6 +258,7 @@ def train_loader(
     world_size: int = 1,
     iterations: tuple[int, int] | None = None,
     pin_memory: bool | None = None,
+    part_groups: int = 0,
 ) -> BatchLoader:
     """Make the loader of augmented P x K training batches.
 
@@ -259,9 +274,11 @@ def train_loader(
             ``set_epoch``. ``(start, stop)``: it is these iterations, counted from 0 over all
             epochs, without a pause between epochs; start from where a resumed run left off.
         pin_memory: page-locked batches; ``None`` is yes where CUDA is there.
+        part_groups: into how many groups the body parts of label maps are put, which then come
+            with the batches where the set has any; 0 leaves them out.
 
     Raises:
-        ConfigError: see ``IdentityBatchSampler``.
+        ConfigError: see ``IdentityBatchSampler``; or there are no such groups.
         DataError: the memory cache does not fit.
     """
     labels, classes = contiguous_labels(split.identities)
@@ -281,6 +298,9 @@ def train_loader(
         ImageStore(split.paths, config.image_size, cache=config.cache),
         transform=TrainTransform(config.augmentation, seed=seed),
         on_broken=config.on_broken,
+        part_labels=PartLabelStore(config.root, split.paths, config.image_size, part_groups)
+        if part_groups and has_part_labels(config.root)
+        else None,
     )
     return BatchLoader(dataset, sampler, classes, **_loader_options(config, pin_memory))
 

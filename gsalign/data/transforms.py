@@ -118,6 +118,35 @@ class TrainTransform:
                 result[i, :, top : top + h, left : left + w] = fill
         return result
 
+    def label_maps(self, labels: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """Move label maps as their images are moved: what a pixel shows, its label says.
+
+        Where nothing of the image is left, in the black border and in an erased rectangle, the
+        label is 0, the background: nobody can be seen there.
+
+        Args:
+            labels: uint8 ``[B, H, W]``; not changed.
+            draws: the B draws the images come from.
+
+        Returns:
+            uint8 ``[B, H, W]``, contiguous; by the label of the nearest pixel.
+        """
+        if labels.dtype != torch.uint8 or labels.dim() != 3 or len(labels) != len(draws):
+            raise ValueError(
+                f"labels is {labels.dtype} {tuple(labels.shape)} for {len(draws)} draws; wanted "
+                "uint8 [B, H, W], one map per draw"
+            )
+        if not len(labels):
+            return labels.clone()
+        drawn = self._draw(draws, *labels.shape[-2:])
+        result = self._geometry(labels.unsqueeze(1), drawn, mode="nearest")
+        result = result.squeeze(1).to(torch.uint8)
+        for i, rectangle in enumerate(drawn.erased):
+            if rectangle is not None:
+                top, left, h, w = rectangle
+                result[i, top : top + h, left : left + w] = 0
+        return result
+
     def _draw(self, draws: Sequence[Draw], height: int, width: int) -> _Parameters:
         config = self.config
         # One row of uniform numbers per image, with a fixed column for every use.
@@ -163,8 +192,8 @@ class TrainTransform:
                 return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
         return None
 
-    def _geometry(self, images: Tensor, drawn: _Parameters) -> Tensor:
-        """Crop, flip, rotate and scale; float32 ``[B, 3, H, W]``, values 0 .. 255."""
+    def _geometry(self, images: Tensor, drawn: _Parameters, *, mode: str = "bilinear") -> Tensor:
+        """Crop, flip, rotate and scale; float32 ``[B, C, H, W]``, values 0 .. 255."""
         if self.config.rotation == 0.0 and self.config.scale == 0.0:
             return self._copy(images, drawn)
         height, width = images.shape[-2:]
@@ -187,7 +216,7 @@ class TrainTransform:
         return F.grid_sample(
             images.float(),
             torch.stack([x, y], dim=-1),
-            mode="bilinear",
+            mode=mode,
             padding_mode="zeros",
             align_corners=False,
         )

@@ -10,7 +10,14 @@ import torch
 from accelerate import Accelerator
 
 from gsalign.data import DataConfig, Split, evaluation_loader
-from gsalign.data.synthetic import BODY_PARTS, has_part_labels, read_part_labels, read_truth
+from gsalign.data.synthetic import (
+    BODY_PARTS,
+    group_labels,
+    has_part_labels,
+    part_groups,
+    read_part_labels,
+    read_truth,
+)
 from gsalign.engine.distributed import gather_rows
 from gsalign.errors import DataError
 from gsalign.evaluation import PROTOCOLS, EvaluationResult
@@ -135,7 +142,9 @@ def measure_parts(
 ) -> PartAgreement | None:
     """Agreement of a network's part masks with the true parts of a generated set.
 
-    Every process looks at all images.
+    The true parts are put into as many groups as the network has parts (``part_groups``; the parts
+    themselves for six and more), and a group is as visible as its members are on average. Every
+    process looks at all images.
 
     Args:
         network: unwrapped, on the accelerator's device; its mode stays.
@@ -154,7 +163,8 @@ def measure_parts(
     if network.parts is None or not has_part_labels(root):
         return None
     shares = {root / row.path: row.visible for row in read_truth(root)}
-    counts = PartCounts(BODY_PARTS, network.config.parts)
+    groups = part_groups(min(network.config.parts, len(BODY_PARTS)))
+    counts = PartCounts(tuple(groups), network.config.parts)
     was_training = network.training
     network.eval()
     done = 0
@@ -167,10 +177,15 @@ def measure_parts(
                     assert seen is not None
                     paths = [Path(path) for path in batch.paths]
                     counts.add(
-                        seen.masks.unflatten(2, network.config.grid),
-                        torch.stack([read_part_labels(root, path) for path in paths]),
+                        seen.masks.unflatten(2, network.config.mask_grid),
+                        torch.stack(
+                            [
+                                group_labels(read_part_labels(root, path), len(groups))
+                                for path in paths
+                            ]
+                        ),
                         seen.visibility,
-                        torch.tensor([_true_shares(shares, path) for path in paths]),
+                        torch.tensor([_true_shares(shares, path, groups) for path in paths]),
                     )
                     done += len(paths)
                     if progress is not None:
@@ -180,8 +195,12 @@ def measure_parts(
     return counts.agreement()
 
 
-def _true_shares(shares: Mapping[Path, Mapping[str, float]], path: Path) -> list[float]:
-    """Visible share of every body part; a part that the person does not have shows nothing."""
+def _true_shares(
+    shares: Mapping[Path, Mapping[str, float]], path: Path, groups: Mapping[str, Sequence[str]]
+) -> list[float]:
+    """Visible share of every group: the mean over those of its parts that the person has."""
     if path not in shares:
         raise DataError(f"{path} is not in the set's table of truth; generate the set again")
-    return [max(shares[path][part], 0.0) for part in BODY_PARTS]
+    share = shares[path]
+    had = [[share[part] for part in group if share[part] >= 0.0] for group in groups.values()]
+    return [sum(each) / len(each) if each else 0.0 for each in had]

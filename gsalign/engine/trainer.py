@@ -28,6 +28,7 @@ from gsalign.data import (
     load_dataset,
     train_loader,
 )
+from gsalign.data.synthetic import has_part_labels
 from gsalign.engine.angles import AngleMonitor
 from gsalign.engine.config import VALIDATION
 from gsalign.engine.determinism import deterministic
@@ -336,6 +337,7 @@ class Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             iterations=(start, self.total),
+            part_groups=self._part_groups(),
         )
         batches = iter(loader)
         while True:
@@ -346,6 +348,15 @@ class Trainer:
             self.stopwatch.data_arrived(time.perf_counter() - asked)
             yield batch
 
+    def _part_groups(self) -> int:
+        """Into how many groups the parts of label maps are put; 0 where no loss reads them."""
+        model, root = self.config.model, self.config.data.root
+        if not (model.parts and model.losses.part_labels):
+            return 0
+        if not has_part_labels(root):
+            logger.warning("%s has no label maps: the part_labels loss is 0", root)
+        return model.parts
+
     def _iteration(self, batch: Batch) -> None:
         """One step of the optimizer."""
         accelerator = self.accelerator
@@ -353,7 +364,7 @@ class Trainer:
         self.lr = self.schedule(self.progress.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        self.losses = self.model(batch.images, batch.identities, batch.views)
+        self.losses = self.model(batch.images, batch.identities, batch.views, batch.part_labels)
         accelerator.backward(torch.stack(list(self.losses.values())).sum())
         clip = self.config.training.clip_norm
         if clip:

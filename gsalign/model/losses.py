@@ -107,3 +107,27 @@ def part_collapse(logits: Tensor) -> Tensor:
         return undecided
     spread = -(log_shares.exp() * log_shares).sum(dim=1).mean()
     return undecided + 1.0 - spread / math.log(channels - 1)
+
+
+def part_labels(logits: Tensor, labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Cross-entropy of part masks with label maps.
+
+    The truth of a cell is the share of its known pixels that each part has, and so is the best
+    mask: a cell on an outline is its parts' in these shares. Averaged over known pixels.
+
+    Args:
+        logits: ``[B, P + 1, M]`` of the masks, channel 0 the background.
+        labels: uint8 ``[B, H, W]``: 0 background, 1 .. P the parts; above P unknown.
+        grid: rows and columns of the masks, which divide (H, W); their product is M.
+
+    Returns:
+        Scalar; 0 when no pixel is known.
+    """
+    rows, columns = grid
+    cells = labels.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).transpose(2, 3).flatten(3)
+    log_masks = promote(logits).log_softmax(dim=1)
+    shares = torch.stack(
+        [(cells == part).to(log_masks.dtype).mean(dim=3) for part in range(logits.shape[1])], dim=1
+    )
+    known = shares.sum()
+    return -(shares.flatten(2) * log_masks).sum() / torch.where(known > 0, known, 1.0)

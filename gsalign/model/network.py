@@ -60,7 +60,9 @@ class GSAlign(nn.Module):
         # Last, so that a network without parts draws the same initial values as ever.
         self.parts: PartBranch | None = None
         if config.parts:
-            self.parts = PartBranch(config.width, config.grid, config.parts, config.num_identities)
+            self.parts = PartBranch(
+                config.width, config.grid, config.parts, config.num_identities, config.part_cells
+            )
 
     def _check(self, images: Tensor) -> None:
         height, width = self.config.image_size
@@ -157,7 +159,13 @@ class GSAlign(nn.Module):
             visibility = torch.cat([visibility, parts.visibility.to(feature.dtype)], dim=1)
         return PartEmbeddings(vectors, visibility)
 
-    def losses(self, images: Tensor, identities: Tensor, views: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self,
+        images: Tensor,
+        identities: Tensor,
+        views: Tensor,
+        part_labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """The terms of the training loss, weights applied; their sum is what training minimises.
 
         The necks use the statistics of the batch. In training mode the running statistics follow,
@@ -167,12 +175,16 @@ class GSAlign(nn.Module):
             images: ``[B, 3, H, W]``, normalised; B at least 2.
             identities: ``[B]`` integers in [0, ``num_identities``).
             views: ``[B]`` integers in [0, ``num_views``) or bool: 0 ground, 1 aerial.
+            part_labels: uint8 ``[B, H, W]``, which part every pixel shows: 0 the background, 1 .. P
+                the parts, above unknown. None where nobody knows. Read where
+                ``losses.part_labels`` is more than 0.
 
         Returns:
             Scalars ``identity``, ``triplet``, ``view``, ``orthogonality``, ``mask`` and
             ``deformation``, float32 (float64 for a float64 network). Without DAM ``mask`` is 0,
             without LTPS ``deformation`` is 0. With parts also ``part_identity`` and
-            ``part_collapse``.
+            ``part_collapse``, and where its weight is more than 0 ``part_labels``, which is 0
+            without label maps.
 
         Raises:
             ValueError: images or labels have the wrong size.
@@ -185,6 +197,11 @@ class GSAlign(nn.Module):
                 raise ValueError(
                     f"{name} must be [{batch}], one label per image, got {list(labels.shape)}"
                 )
+        if part_labels is not None and tuple(part_labels.shape) != (batch, *images.shape[2:]):
+            raise ValueError(
+                f"part_labels must be {[batch, *images.shape[2:]]}, one label per pixel, got "
+                f"{list(part_labels.shape)}"
+            )
         if batch < 2:
             raise ValueError(
                 f"losses need a batch of at least 2 images, got {batch}: batch statistics of one "
@@ -219,10 +236,21 @@ class GSAlign(nn.Module):
                     * self.parts.identity_loss(parts, identities),
                     "part_collapse": weights.part_collapse * losses.part_collapse(parts.logits),
                 }
+                if weights.part_labels:
+                    terms["part_labels"] = (
+                        feature.new_zeros(())
+                        if part_labels is None
+                        else weights.part_labels
+                        * losses.part_labels(parts.cell_logits, part_labels, self.config.mask_grid)
+                    )
             return terms
 
     def forward(
-        self, images: Tensor, identities: Tensor | None = None, views: Tensor | None = None
+        self,
+        images: Tensor,
+        identities: Tensor | None = None,
+        views: Tensor | None = None,
+        part_labels: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """:meth:`losses` when labels are given, else :meth:`embed`; for wrappers such as DDP.
 
@@ -234,7 +262,7 @@ class GSAlign(nn.Module):
         if identities is None or views is None:
             missing = "identities" if identities is None else "views"
             raise ValueError(f"{missing} must be given with the other labels, or neither")
-        return self.losses(images, identities, views)
+        return self.losses(images, identities, views, part_labels)
 
 
 def without_values(config: ModelConfig) -> GSAlign:

@@ -52,7 +52,7 @@ def part_masks(
     size, parts = network.config.image_size, network.config.parts
     pictures, output = look_at(network, records)
     assert output.parts is not None
-    masks = output.parts.masks.unflatten(2, network.config.grid).float().cpu()
+    masks = output.parts.masks.unflatten(2, network.config.mask_grid).float().cpu()
     covered = _cover(pictures.permute(0, 3, 1, 2) / 255, masks, size)
     visibility = output.parts.visibility.cpu()
 

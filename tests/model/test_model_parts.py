@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from gsalign.model import GSAlign, ModelConfig, load_model, losses, save_weights
+from gsalign.model.parts import PartBranch
 from gsalign_kernels import stripe_masks
 
 PARTS = 3
@@ -101,7 +103,7 @@ def test_a_part_cannot_lower_its_loss_by_hiding(config, make_model, make_batch):
     model = make_model(config).train()
     seen = model.forward_features(images).parts
     visibility = seen.visibility.detach().requires_grad_()
-    hidden = type(seen)(seen.logits, seen.pooled, visibility)
+    hidden = replace(seen, visibility=visibility)
     loss = model.parts.identity_loss(hidden, identities)
     assert loss.requires_grad
     (gradient,) = torch.autograd.grad(loss, visibility, allow_unused=True)
@@ -119,12 +121,106 @@ def test_weighted_classification_against_a_loop():
     assert losses.weighted_classification(logits, labels, torch.zeros(4, 3)) == 0
 
 
-def test_masks_start_as_stripes(config):
+@pytest.mark.parametrize("cells", [1, 4])
+def test_masks_start_as_stripes(config, cells):
+    config = config.model_copy(update={"part_cells": cells})
     branch = GSAlign(config).parts
     tokens = torch.zeros(1, 2 + math.prod(config.grid), config.width)
     winners = branch(tokens).masks[0].argmax(dim=0)
-    stripes = stripe_masks(config.grid, PARTS)
+    stripes = stripe_masks(config.mask_grid, PARTS)
     assert torch.equal(winners, 1 + stripes.argmax(dim=0))
+
+
+def test_cells_lie_where_their_patch_is():
+    """One patch's outputs are its own square of the map, row by row."""
+    branch = PartBranch(width=7, size=(3, 2), parts=2, num_identities=4, cells=2)
+    torch.nn.init.zeros_(branch.position_bias)
+    tokens = torch.randn(1, 2 + 6, 7)
+    seen = branch(tokens).cell_logits.view(3, 6, 4)
+    for row in range(3):
+        for column in range(2):
+            outputs = branch.mask(tokens[0, 2 + 2 * row + column]).view(3, 2, 2)
+            square = seen[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            torch.testing.assert_close(square, outputs)
+
+
+def test_the_mask_of_a_patch_is_the_mean_over_its_cells(config, make_model, make_batch):
+    config = config.model_copy(update={"part_cells": 4})
+    images, *_ = make_batch(config)
+    seen = make_model(config).eval().forward_features(images).parts
+    rows, columns = config.grid
+    cells = seen.masks.view(len(images), PARTS + 1, rows, 4, columns, 4)
+    torch.testing.assert_close(seen.logits.softmax(dim=1), cells.mean(dim=(3, 5)).flatten(2))
+    torch.testing.assert_close(seen.visibility, seen.masks[:, 1:].amax(dim=2))
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (4, 6), (8, 12)])
+def test_label_loss_against_a_loop(grid):
+    """Pixel by pixel: every known pixel costs the logarithm of its part's mask in its cell."""
+    rows, columns = grid
+    labels = torch.randint(0, PARTS + 1, (2, 8, 12), dtype=torch.uint8)
+    labels[0, :3] = 255
+    logits = torch.randn(2, PARTS + 1, rows * columns, dtype=torch.float64, requires_grad=True)
+    log_masks = logits.log_softmax(dim=1).view(2, PARTS + 1, rows, columns)
+    costs = [
+        -log_masks[b, int(labels[b, y, x]), y * rows // 8, x * columns // 12]
+        for b in range(2)
+        for y in range(8)
+        for x in range(12)
+        if labels[b, y, x] != 255
+    ]
+    wanted = sum(costs) / len(costs)
+    got = losses.part_labels(logits, labels, grid)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (got, wanted))
+    )
+    assert torch.autograd.gradcheck(lambda x: losses.part_labels(x, labels, grid), logits)
+
+
+def test_label_loss_is_least_at_the_shares_and_0_where_nothing_is_known():
+    labels = torch.tensor([[[0, 1, 2, 2], [1, 1, 2, 255]]], dtype=torch.uint8)
+    shares = torch.tensor([[[0.25, 0.0], [0.75, 0.0], [0.0, 1.0]]])
+    logits = (shares + 1e-30).log().requires_grad_()
+    (gradient,) = torch.autograd.grad(losses.part_labels(logits, labels, (1, 2)), logits)
+    assert gradient.abs().max() < 1e-6
+    nothing = torch.full_like(labels, 255)
+    loss = losses.part_labels(logits, nothing, (1, 2))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == 0.0 and not gradient.any()
+
+
+def test_label_maps_teach_the_masks_and_need_not_be_there(config, make_model, make_batch):
+    taught = config.model_copy(
+        update={"part_cells": 2, "losses": config.losses.model_copy(update={"part_labels": 2.0})}
+    )
+    images, identities, views = make_batch(taught)
+    labels = torch.randint(0, PARTS + 1, (len(images), *taught.image_size), dtype=torch.uint8)
+    model = make_model(taught).train()
+    without = model.losses(images, identities, views)
+    assert without["part_labels"].item() == 0.0
+    terms = model(images, identities, views, labels)
+    seen = model.forward_features(images).parts
+    wanted = 2.0 * losses.part_labels(seen.cell_logits, labels, taught.mask_grid)
+    torch.testing.assert_close(terms["part_labels"], wanted)
+    for name in set(terms) - {"part_labels"}:
+        torch.testing.assert_close(terms[name], without[name])
+    gradient = torch.autograd.grad(terms["part_labels"], model.parts.mask.weight)[0]
+    assert gradient.any(dim=1).all()
+    with pytest.raises(ValueError, match=r"part_labels must be \[6, 32, 16\].*got \[6, 16, 32\]"):
+        model.losses(images, identities, views, labels.transpose(1, 2))
+
+
+def test_label_maps_are_not_read_at_weight_0(config, make_model, make_batch):
+    images, identities, views = make_batch(config)
+    labels = torch.zeros(len(images), *config.image_size, dtype=torch.uint8)
+    model = make_model(config).eval()
+    without, given = (
+        model.losses(images, identities, views),
+        model.losses(images, identities, views, labels),
+    )
+    assert list(without) == list(given)
+    assert all(torch.equal(without[name], given[name]) for name in without)
 
 
 def test_collapse_knows_its_extremes():
