@@ -102,8 +102,9 @@ class ModelConfig(_Section):
             own; an extension beyond the published code. 0 is the published network.
         part_cells: how many cells a side of a patch has in the part masks, which are that much
             finer than the patch map; divides ``patch_size``. 1 is a mask value per patch.
-        pretrained: None, the name of a timm ViT, or the path of a file with its weights; read by
-            :func:`gsalign.model.create_model`, not by the constructor of the network.
+        pretrained: None, the name of a timm ViT, the path of a file with its weights, or of a file
+            of ours (a run's ``model_final.safetensors``), of which all is taken but the identity
+            heads; read by :func:`gsalign.model.create_model`, not by the constructor.
     """
 
     image_size: tuple[Positive, Positive] = (256, 128)
