@@ -18,6 +18,7 @@ from gsalign.data.synthetic import (
     read_part_labels,
     read_truth,
 )
+from gsalign.data.synthetic.truth import TRUTH_FILE
 from gsalign.engine.distributed import gather_rows
 from gsalign.errors import DataError
 from gsalign.evaluation import PROTOCOLS, EvaluationResult
@@ -155,12 +156,12 @@ def measure_parts(
         progress: called with the number of images done.
 
     Returns:
-        None where the network has no parts or the set no label maps.
+        None where the network has no parts or the set no true label maps.
 
     Raises:
         DataError: the truth of an image is missing or damaged.
     """
-    if network.parts is None or not has_part_labels(root):
+    if network.parts is None or not has_part_labels(root) or not (root / TRUTH_FILE).is_file():
         return None
     shares = {root / row.path: row.visible for row in read_truth(root)}
     groups = part_groups(min(network.config.parts, len(BODY_PARTS)))
