@@ -30,7 +30,9 @@ class PartOutput:
     Attributes:
         logits: ``[B, P + 1, N]`` of the masks of patches; channel 0 is the background.
         pooled: ``[B, P, C]``, the mean patch token of every part, weighted by its mask.
-        visibility: ``[B, P]`` in [0, 1], the largest weight of the part anywhere on its mask.
+        visibility: ``[B, P]`` in [0, 1], the largest weight of the part anywhere on its mask; with
+            several cells to a patch the mean over as many cells, those of the largest weights. A
+            single small cell is soon full, whoever hides the rest.
         cell_logits: ``[B, P + 1, M]`` of the masks of cells, row by row; ``logits`` where a patch
             is one cell. The mask of a patch is the mean over its cells.
     """
@@ -113,7 +115,8 @@ class PartBranch(nn.Module):
             tokens, logits, prefix=PREFIX, activation="softmax", background=True
         )
         if self.cells > 1:
-            visibility = cell_logits.softmax(dim=1)[:, 1:].amax(dim=2)
+            cells = cell_logits.softmax(dim=1)[:, 1:]
+            visibility = cells.topk(self.cells**2, dim=2).values.mean(dim=2)
         return PartOutput(logits, promote(pooled), visibility, cell_logits)
 
     def _by_row(self, content: Tensor) -> Tensor:

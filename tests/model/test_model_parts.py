@@ -151,7 +151,18 @@ def test_the_mask_of_a_patch_is_the_mean_over_its_cells(config, make_model, make
     rows, columns = config.grid
     cells = seen.masks.view(len(images), PARTS + 1, rows, 4, columns, 4)
     torch.testing.assert_close(seen.logits.softmax(dim=1), cells.mean(dim=(3, 5)).flatten(2))
-    torch.testing.assert_close(seen.visibility, seen.masks[:, 1:].amax(dim=2))
+
+
+def test_visibility_is_the_mean_of_the_fullest_patchs_worth_of_cells(
+    config, make_model, make_batch
+):
+    config = config.model_copy(update={"part_cells": 2})
+    images, *_ = make_batch(config)
+    seen = make_model(config, 0.5).eval().forward_features(images).parts
+    for image in range(len(images)):
+        for part in range(PARTS):
+            fullest = sorted(seen.masks[image, 1 + part].tolist(), reverse=True)[:4]
+            assert seen.visibility[image, part].item() == pytest.approx(sum(fullest) / 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("grid", [(2, 3), (4, 6), (8, 12)])
