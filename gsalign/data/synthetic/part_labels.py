@@ -23,7 +23,7 @@ def part_label_path(path: PurePosixPath) -> PurePosixPath:
 
 
 def has_part_labels(root: Path) -> bool:
-    """Whether a folder is a generated set with label maps (``write_parts``)."""
+    """Whether a set has label maps: the truth (``write_parts``), or somebody's guess."""
     return (root / PARTS_FOLDER).is_dir()
 
 
