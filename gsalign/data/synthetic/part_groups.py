@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gsalign.data.synthetic.body import PARTS
@@ -57,7 +59,7 @@ def group_labels(labels: Tensor, count: int) -> Tensor:
     """Labels of true parts as labels of groups.
 
     Args:
-        labels: uint8, any shape: indices into ``PARTS``, or ``UNKNOWN``, which stays.
+        labels: uint8 on the CPU, any shape: indices into ``PARTS``, or ``UNKNOWN``, which stays.
         count: number of groups.
 
     Returns:
@@ -67,13 +69,14 @@ def group_labels(labels: Tensor, count: int) -> Tensor:
     Raises:
         ConfigError: see :func:`part_groups`.
     """
-    return _table(count)[labels.long()]
+    # NumPy indexes by bytes as they are.
+    return torch.from_numpy(_table(count)[labels.numpy()])
 
 
 @cache
-def _table(count: int) -> Tensor:
-    """Group of every label, uint8 ``[256]``."""
-    table = torch.full((256,), UNKNOWN, dtype=torch.uint8)
+def _table(count: int) -> NDArray[np.uint8]:
+    """Group of every label, ``[256]``."""
+    table = np.full(256, UNKNOWN, dtype=np.uint8)
     table[: len(PARTS)] = 0
     for label, members in enumerate(part_groups(count).values(), start=1):
         for member in members:

@@ -60,12 +60,14 @@ def _read(path: Path) -> Tensor:
             f"{path} has {len(labels)} channels of {labels.dtype}; wanted one of 8 bits (grey), "
             "whose values are parts"
         )
-    strange = labels >= len(PARTS)
-    if strange.any() and (wrong := labels[strange & (labels != UNKNOWN)]).numel():
-        raise DataError(
-            f"{path} has label {int(wrong[0])}; wanted 0 to {len(PARTS) - 1} ({', '.join(PARTS)}), "
-            f"or {UNKNOWN} where nothing is known"
-        )
+    found = labels[0].numpy()
+    if found.size and found.max() >= len(PARTS):
+        wrong = found[(found >= len(PARTS)) & (found != UNKNOWN)]
+        if wrong.size:
+            raise DataError(
+                f"{path} has label {wrong[0]}; wanted 0 to {len(PARTS) - 1} ({', '.join(PARTS)}), "
+                f"or {UNKNOWN} where nothing is known"
+            )
     return labels[0]
 
 
