@@ -61,7 +61,12 @@ class GSAlign(nn.Module):
         self.parts: PartBranch | None = None
         if config.parts:
             self.parts = PartBranch(
-                config.width, config.grid, config.parts, config.num_identities, config.part_cells
+                config.width,
+                config.grid,
+                config.parts,
+                config.num_identities,
+                config.part_cells,
+                config.patch_size,
             )
 
     def _check(self, images: Tensor) -> None:
@@ -78,15 +83,15 @@ class GSAlign(nn.Module):
             )
 
     def _features(
-        self, patches: Tensor, *, stochastic: bool
+        self, images: Tensor, patches: Tensor, *, stochastic: bool
     ) -> tuple[Tensor, Tensor, Tensor, PartOutput | None]:
-        """Global and view features ``[B, C]``, angles ``[L, B]`` and parts, from raw patches."""
+        """Global and view features ``[B, C]``, angles ``[L, B]`` and parts of images."""
         tokens, angles = self.backbone(
             patches, all_tokens=self.parts is not None, stochastic=stochastic
         )
         # Without parts only the two prefix tokens are read; the norm acts on each token alone.
         normalised = promote(self.backbone.norm(tokens))
-        parts = None if self.parts is None else self.parts(normalised)
+        parts = None if self.parts is None else self.parts(normalised, images)
         return normalised[:, 0], normalised[:, 1], angles, parts
 
     def forward_features(self, images: Tensor) -> FeatureOutput:
@@ -100,7 +105,9 @@ class GSAlign(nn.Module):
         """
         self._check(images)
         patches = self.backbone.patches(images)
-        global_feature, view_feature, angles, parts = self._features(patches, stochastic=True)
+        global_feature, view_feature, angles, parts = self._features(
+            images, patches, stochastic=True
+        )
         return FeatureOutput(
             global_feature=global_feature,
             view_feature=view_feature,
@@ -148,7 +155,7 @@ class GSAlign(nn.Module):
         """The identity neck's output ``[B, C]``, and the parts before their necks."""
         self._check(images)
         patches = self.backbone.patches(images)
-        global_feature, view_feature, _, parts = self._features(patches, stochastic=False)
+        global_feature, view_feature, _, parts = self._features(images, patches, stochastic=False)
         return self.identity_head.embed(global_feature - view_feature), parts
 
     def _with_parts(self, feature: Tensor, parts: PartOutput | None) -> PartEmbeddings:
@@ -209,7 +216,9 @@ class GSAlign(nn.Module):
             )
         identities, views = identities.long(), views.long()
         patches = self.backbone.patches(images)
-        global_feature, view_feature, angles, parts = self._features(patches, stochastic=True)
+        global_feature, view_feature, angles, parts = self._features(
+            images, patches, stochastic=True
+        )
         feature = global_feature - view_feature
         identity_logits = self.identity_head(feature)
         if self.config.heads.published_double_pass:

@@ -17,6 +17,7 @@ import gsalign_kernels
 from gsalign.model.heads import ClassifierHead
 from gsalign.model.losses import weighted_classification
 from gsalign.model.ltps import PREFIX
+from gsalign.model.mask_decoder import MaskDecoder
 from gsalign.model.precision import promote
 
 STRIPE_LOGIT = 2.0
@@ -74,10 +75,10 @@ class PartEmbeddings:
 class PartBranch(nn.Module):
     """A softmax over P parts and the background at every cell, and an identity head per part.
 
-    The masks' logits are a linear function of the patch token plus a learned bias by position,
-    which starts as horizontal stripes, one per part: with parts that all start alike, each would
-    get the gradient of all others and none become a part. Each patch has ``cells`` x ``cells``
-    cells with outputs of their own; tokens are pooled under their mean.
+    The masks' logits are a linear function of the patch token, or with several cells to a patch
+    what :class:`MaskDecoder` makes of it, plus a learned bias by position, which starts as
+    horizontal stripes, one per part: with parts that all start alike, each would get the gradient
+    of all others and none become a part. Tokens are pooled under the mean of a patch's cells.
 
     Args:
         width: channels of a token.
@@ -85,6 +86,7 @@ class PartBranch(nn.Module):
         parts: P.
         num_identities: classes of the heads.
         cells: cells along a side of a patch.
+        patch: side of a patch in pixels; read with several cells.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class PartBranch(nn.Module):
         parts: int,
         num_identities: int,
         cells: int = 1,
+        patch: int = 16,
     ) -> None:
         super().__init__()
         self.size = size
@@ -101,14 +104,27 @@ class PartBranch(nn.Module):
         stripes = gsalign_kernels.stripe_masks((size[0] * cells, size[1] * cells), parts)
         background = stripes.new_zeros(1, stripes.shape[1])
         self.position_bias = nn.Parameter(STRIPE_LOGIT * torch.cat([background, stripes]))
-        self.mask = nn.Linear(width, (parts + 1) * cells * cells)
-        nn.init.trunc_normal_(self.mask.weight, std=0.02)
-        nn.init.zeros_(self.mask.bias)
+        self.mask: nn.Linear | MaskDecoder
+        if cells > 1:
+            self.mask = MaskDecoder(width, size, patch, cells, parts + 1)
+        else:
+            self.mask = nn.Linear(width, parts + 1)
+            nn.init.trunc_normal_(self.mask.weight, std=0.02)
+            nn.init.zeros_(self.mask.bias)
         self.heads = nn.ModuleList(ClassifierHead(width, num_identities) for _ in range(parts))
 
-    def forward(self, tokens: Tensor) -> PartOutput:
-        """Masks, part embeddings and visibilities from the final tokens ``[B, 2 + N, C]``."""
-        content = self._by_row(promote(self.mask(tokens[:, PREFIX:])))
+    def forward(self, tokens: Tensor, images: Tensor) -> PartOutput:
+        """Masks, part embeddings and visibilities.
+
+        Args:
+            tokens: ``[B, 2 + N, C]``, the final ones.
+            images: ``[B, 3, H, W]``, normalised.
+        """
+        patches = tokens[:, PREFIX:]
+        if isinstance(self.mask, MaskDecoder):
+            content = promote(self.mask(patches, images))
+        else:
+            content = promote(self.mask(patches)).transpose(1, 2)
         cell_logits = content + self.position_bias.to(content.dtype)
         logits = self._of_patches(cell_logits)
         pooled, visibility = gsalign_kernels.masked_part_pool(
@@ -118,14 +134,6 @@ class PartBranch(nn.Module):
             cells = cell_logits.softmax(dim=1)[:, 1:]
             visibility = cells.topk(self.cells**2, dim=2).values.mean(dim=2)
         return PartOutput(logits, promote(pooled), visibility, cell_logits)
-
-    def _by_row(self, content: Tensor) -> Tensor:
-        """Outputs of patches ``[B, N, (P + 1) * cells^2]`` as a map of cells ``[B, P + 1, M]``."""
-        if self.cells == 1:
-            return content.transpose(1, 2)
-        cells = (-1, self.cells, self.cells)
-        content = content.unflatten(2, cells).unflatten(1, self.size)
-        return content.permute(0, 3, 1, 4, 2, 5).flatten(2)
 
     def _of_patches(self, cell_logits: Tensor) -> Tensor:
         """Logits ``[B, P + 1, N]`` whose softmax is the mean of a patch's cells."""

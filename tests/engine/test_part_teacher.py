@@ -38,7 +38,7 @@ def set_with(people, tmp_path):
     )
     torch.manual_seed(0)
     teacher = GSAlign(config.model)
-    torch.nn.init.normal_(teacher.parts.mask.weight, std=2.0)
+    torch.nn.init.normal_(teacher.parts.mask.out.weight, std=2.0)
     return root, config, teacher
 
 
@@ -84,7 +84,7 @@ def test_a_run_learns_from_them(set_with):
     model = config.model.model_copy(update={"pretrained": str(file)})
     config = config.model_copy(update={"model": model})
     trainer = build_trainer(config)
-    assert torch.equal(trainer.network.parts.mask.weight, teacher.parts.mask.weight)
+    assert torch.equal(trainer.network.parts.mask.out.weight, teacher.parts.mask.out.weight)
     trainer.train()
     assert trainer.losses["part_labels"].item() > 0
     # Maps without a table of truth are a teacher's: nothing to measure masks by.

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from gsalign.model import GSAlign, ModelConfig, load_model, losses, save_weights
-from gsalign.model.parts import PartBranch
+from gsalign.model.mask_decoder import MaskDecoder
 from gsalign_kernels import stripe_masks
 
 PARTS = 3
@@ -62,8 +62,9 @@ def test_pooled_is_the_weighted_mean_of_the_final_patches(config, make_model, ma
     torch.testing.assert_close(seen.pooled, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_every_parameter_learns(config, make_model, make_batch):
-    model = make_model(config).train()
+@pytest.mark.parametrize("cells", [1, 2])
+def test_every_parameter_learns(config, make_model, make_batch, cells):
+    model = make_model(config.model_copy(update={"part_cells": cells})).train()
     sum(model.losses(*make_batch(config)).values()).backward()
     idle = [
         name
@@ -126,22 +127,35 @@ def test_masks_start_as_stripes(config, cells):
     config = config.model_copy(update={"part_cells": cells})
     branch = GSAlign(config).parts
     tokens = torch.zeros(1, 2 + math.prod(config.grid), config.width)
-    winners = branch(tokens).masks[0].argmax(dim=0)
+    winners = branch(tokens, torch.zeros(1, 3, *config.image_size)).masks[0].argmax(dim=0)
     stripes = stripe_masks(config.mask_grid, PARTS)
     assert torch.equal(winners, 1 + stripes.argmax(dim=0))
 
 
-def test_cells_lie_where_their_patch_is():
-    """One patch's outputs are its own square of the map, row by row."""
-    branch = PartBranch(width=7, size=(3, 2), parts=2, num_identities=4, cells=2)
-    torch.nn.init.zeros_(branch.position_bias)
-    tokens = torch.randn(1, 2 + 6, 7)
-    seen = branch(tokens).cell_logits.view(3, 6, 4)
-    for row in range(3):
-        for column in range(2):
-            outputs = branch.mask(tokens[0, 2 + 2 * row + column]).view(3, 2, 2)
-            square = seen[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-            torch.testing.assert_close(square, outputs)
+def test_cells_hear_of_their_own_patch_and_its_pixels():
+    """A token or a pixel reaches its patch's cells, or its cell, and two cells further."""
+    size, patch, cells = (4, 3), 8, 4
+    decoder = MaskDecoder(width=7, size=size, patch=patch, cells=cells, outputs=3)
+    torch.nn.init.normal_(decoder.out.weight)
+    tokens = torch.randn(1, 12, 7, requires_grad=True)
+    images = torch.randn(1, 3, 32, 24, requires_grad=True)
+    logits = decoder(tokens, images).view(3, 16, 12)
+    for row, column in ((0, 0), (5, 6), (15, 11), (8, 3)):
+        told, seen = torch.autograd.grad(
+            logits[:, row, column].sum(), (tokens, images), retain_graph=True
+        )
+        told, seen = told.abs().sum(dim=2).view(4, 3), seen.abs().sum(dim=(0, 1))
+        assert told[row // cells, column // cells] > 0
+        side = patch // cells
+        pixels = seen.view(16, side, 12, side).sum(dim=(1, 3))
+        for y in range(16):
+            for x in range(12):
+                near = abs(y - row) <= 2 and abs(x - column) <= 2
+                assert (pixels[y, x] > 0) == near
+        patches = torch.zeros(4, 3, dtype=torch.bool)
+        for y, x in pixels.nonzero().tolist():
+            patches[y // cells, x // cells] = True
+        assert torch.equal(told > 0, patches)
 
 
 def test_the_mask_of_a_patch_is_the_mean_over_its_cells(config, make_model, make_batch):
@@ -216,8 +230,8 @@ def test_label_maps_teach_the_masks_and_need_not_be_there(config, make_model, ma
     torch.testing.assert_close(terms["part_labels"], wanted)
     for name in set(terms) - {"part_labels"}:
         torch.testing.assert_close(terms[name], without[name])
-    gradient = torch.autograd.grad(terms["part_labels"], model.parts.mask.weight)[0]
-    assert gradient.any(dim=1).all()
+    gradient = torch.autograd.grad(terms["part_labels"], model.parts.mask.out.weight)[0]
+    assert gradient.flatten(1).any(dim=1).all()
     with pytest.raises(ValueError, match=r"part_labels must be \[6, 32, 16\].*got \[6, 16, 32\]"):
         model.losses(images, identities, views, labels.transpose(1, 2))
 
@@ -271,7 +285,9 @@ def test_collapse_against_a_loop():
     assert losses.part_collapse(logits).item() == pytest.approx(wanted, rel=1e-12)
 
 
-def test_runs_under_autocast_and_in_float64(config, make_model, make_batch):
+@pytest.mark.parametrize("cells", [1, 2])
+def test_runs_under_autocast_and_in_float64(cells, config, make_model, make_batch):
+    config = config.model_copy(update={"part_cells": cells})
     images, identities, views = make_batch(config)
     model = make_model(config).train()
     wanted = model.losses(images, identities, views)
@@ -284,7 +300,9 @@ def test_runs_under_autocast_and_in_float64(config, make_model, make_batch):
     assert {term.dtype for term in terms.values()} == {torch.float64}
 
 
-def test_compiles_in_one_graph(config, make_model, make_batch):
+@pytest.mark.parametrize("cells", [1, 2])
+def test_compiles_in_one_graph(cells, config, make_model, make_batch):
+    config = config.model_copy(update={"part_cells": cells})
     images, identities, views = make_batch(config)
     model = make_model(config).eval()
     wanted = model.losses(images, identities, views)
@@ -296,7 +314,9 @@ def test_compiles_in_one_graph(config, make_model, make_batch):
         torch.testing.assert_close(embed(images), model.embed(images))
 
 
-def test_saves_and_loads_with_its_parts(config, make_model, make_batch, tmp_path):
+@pytest.mark.parametrize("cells", [1, 2])
+def test_saves_and_loads_with_its_parts(cells, config, make_model, make_batch, tmp_path):
+    config = config.model_copy(update={"part_cells": cells})
     images, *_ = make_batch(config)
     model = make_model(config).eval()
     save_weights(model, tmp_path / "parts.safetensors")

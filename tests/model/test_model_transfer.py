@@ -32,7 +32,7 @@ def test_masks_come_along_and_identities_do_not(taught, make_batch):
     for name, value in model.state_dict().items():
         wanted = fresh if name.startswith(FRESH) else theirs
         assert torch.equal(value, wanted[name]), name
-    assert "parts.mask.weight" in report.loaded and "backbone.ltps.0" in " ".join(report.loaded)
+    assert "parts.mask.out.weight" in report.loaded and "backbone.ltps.0" in " ".join(report.loaded)
     assert set(report.untouched) == {n for n, _ in model.named_parameters() if n.startswith(FRESH)}
     assert all(name.startswith(FRESH) for name in report.left_out)
     assert str(path) in str(report)
@@ -54,17 +54,18 @@ def test_parts_and_dam_may_be_missing_on_either_side(taught, tiny_config, tmp_pa
     plain = tmp_path / "plain.safetensors"
     save_weights(without, plain)
     model = GSAlign(teacher.config)
-    masks = model.parts.mask.weight.clone()
+    masks = model.parts.mask.out.weight.clone()
     report = transfer_weights(model, plain)
     assert torch.equal(model.backbone.position, teacher.backbone.position)
-    assert torch.equal(model.parts.mask.weight, masks)
-    assert "parts.mask.weight" in report.untouched
+    assert torch.equal(model.parts.mask.out.weight, masks)
+    assert "parts.mask.out.weight" in report.untouched
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"part_cells": 1}, r"parts.mask.weight is \[16, 24\], the network has \[4, 24\]"),
+        ({"part_cells": 4}, r"parts.position_bias is \[4, 32\], the network has \[4, 128\]"),
+        ({"part_cells": 1}, "nothing for parts.mask.weight"),
         ({"depth": 3}, "nothing for backbone.blocks.2"),
         ({"depth": 1}, "no place for backbone.blocks.1"),
     ],
