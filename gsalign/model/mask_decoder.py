@@ -12,9 +12,9 @@ CHANNELS = 32
 class MaskDecoder(nn.Module):
     """Logits of cells from the tokens of their patches and the pixels in them.
 
-    A token knows which part its patch shows, but not where inside the patch the part ends: 100
-    steps of training or 1000, a linear function of it draws blurred squares. So each cell adds
-    what its token says about it and what its pixels look like, and asks its neighbours twice.
+    A token knows which part its patch shows, but not where inside the patch the part ends: a linear
+    function of it draws blurred squares. So each cell adds what its token says about it and what
+    its pixels look like, and asks its neighbours twice.
 
     Args:
         width: channels of a token.
@@ -36,6 +36,7 @@ class MaskDecoder(nn.Module):
         self.neighbours = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
         self.out = nn.Conv2d(CHANNELS, outputs, 3, padding=1)
         nn.init.trunc_normal_(self.out.weight, std=0.02)
+        assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
 
     def forward(self, tokens: Tensor, images: Tensor) -> Tensor:
