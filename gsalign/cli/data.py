@@ -1,4 +1,4 @@
-"""``gsalign data``: render a data set to learn on, and check one that is there."""
+"""``gsalign data``: render a data set to learn on, check one, and label the parts in one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gsalign.cli.options import add_config_options, read_config
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,8 +20,8 @@ _NAMED_AT_MOST = 20
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the command and its two subcommands."""
-    parser = subparsers.add_parser("data", help="generate or check a data set")
+    """Add the command and its subcommands."""
+    parser = subparsers.add_parser("data", help="generate, check or label a data set")
     inner = parser.add_subparsers(dest="data_command", metavar="command", required=True)
 
     generate = inner.add_parser(
@@ -57,6 +59,27 @@ def add_parser(subparsers: Any) -> None:
     check.add_argument("--fast", action="store_true", help="count only, open no image")
     check.set_defaults(run=run_check)
 
+    label = inner.add_parser(
+        "label",
+        help="write body part label maps by a network that knows parts",
+        description="Writes parts/ below the data set: for every training image the body parts "
+        "that the network's part masks see, as grey PNG. Training with model.losses.part_labels "
+        "then learns from them; see docs/parts.md.",
+    )
+    label.add_argument(
+        "--checkpoint", required=True, metavar="FILE", help="weights of a run with parts"
+    )
+    label.add_argument(
+        "--sure",
+        type=float,
+        default=0.6,
+        metavar="SHARE",
+        help="pixels whose largest mask is less are left unknown (default 0.6)",
+    )
+    label.add_argument("--overwrite", action="store_true", help="replace label maps")
+    add_config_options(label)
+    label.set_defaults(run=run_label)
+
 
 def run_generate(arguments: argparse.Namespace) -> int:
     """Render, with a progress bar, and sum up."""
@@ -87,6 +110,42 @@ def run_generate(arguments: argparse.Namespace) -> int:
         speed = made.images / max(made.seconds, 1e-9)
         console.print(f"{made.root}: {counts}")
         console.print(f"rendered in {made.seconds:.1f} s, {speed:.0f} images/s")
+    return 0
+
+
+def run_label(arguments: argparse.Namespace) -> int:
+    """Label every training image, with a progress bar."""
+    from gsalign.cli.console import log_to, make_console, progress
+    from gsalign.data import load_dataset
+    from gsalign.engine.distributed import build_accelerator
+    from gsalign.engine.kernels import chosen_kernels
+    from gsalign.engine.part_teacher import write_part_labels
+    from gsalign.errors import ConfigError
+    from gsalign.model import load_model
+
+    if not 0.0 <= arguments.sure <= 1.0:
+        raise ConfigError(f"--sure is {arguments.sure}; wanted a share from 0 to 1")
+    checkpoint = Path(arguments.checkpoint)
+    config = read_config(arguments, fallback=checkpoint.parent / "config.yaml")
+    console = make_console()
+    log_to(console)
+    network = load_model(checkpoint)
+    data = config.data.model_copy(update={"image_size": network.config.image_size})
+    dataset = load_dataset(data)
+    accelerator = build_accelerator(device=config.device, precision=config.training.precision)
+    network.to(accelerator.device)
+    with chosen_kernels(config.kernels), progress(console, "labelling", "images") as report:
+        count = write_part_labels(
+            network,
+            dataset.train,
+            dataset.root,
+            data,
+            accelerator,
+            sure=arguments.sure,
+            overwrite=arguments.overwrite,
+            progress=report,
+        )
+    console.print(f"{dataset.root / 'parts'}: {count:,} label maps by {checkpoint}")
     return 0
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The augmentation of a batch of images; called with them it does it.
+    """The augmentation of a batch of images; called with them it does it, and moves label maps.
 
     Small: the geometry is a term per column and one per row of the output. Made by
     :meth:`gsalign.data.TrainTransform.plan`; ``None`` where a step is off.
@@ -63,11 +63,32 @@ class Augmentation:
         Returns:
             float32 ``[B, 3, H, W]`` in [-1, 1].
         """
-        pixels = self._copied(images) if self.columns is None else self._warped(images)
+        pixels = self._placed(images, "bilinear")
         if between is not None:
             pixels = between(pixels)
         pixels = self._coloured(pixels)
-        return pixels if self.erased is None else self._without_rectangles(pixels)
+        return pixels if self.fill is None else self._without_rectangles(pixels, self.fill)
+
+    def label_maps(self, labels: Tensor) -> Tensor:
+        """Move label maps as the images: what a pixel shows, its label says.
+
+        Where nothing of the image is left, in the black border and in an erased rectangle, the
+        label is 0, the background: nobody can be seen there.
+
+        Args:
+            labels: uint8 ``[B, H, W]`` on the device of the tensors; not changed.
+
+        Returns:
+            uint8 ``[B, H, W]``, contiguous; by the label of the nearest pixel.
+        """
+        placed = self._placed(labels.unsqueeze(1), "nearest").to(torch.uint8)
+        if self.erased is not None:
+            placed = self._without_rectangles(placed, placed.new_zeros(1))
+        return placed.squeeze(1)
+
+    def _placed(self, images: Tensor, mode: str) -> Tensor:
+        """Crop, flip, rotate and scale: float32 of the same shape, 0 .. 255; a new tensor."""
+        return self._copied(images) if self.columns is None else self._warped(images, mode)
 
     def _copied(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -82,7 +103,7 @@ class Augmentation:
         place = place.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
         return padded.flatten(2).gather(2, place).view_as(images).float()
 
-    def _warped(self, images: Tensor) -> Tensor:
+    def _warped(self, images: Tensor, mode: str) -> Tensor:
         assert self.columns is not None and self.rows is not None
         x, y = (self.columns[:, axis, None, :] + self.rows[:, axis, :, None] for axis in (0, 1))
         if self.shift is not None:
@@ -95,7 +116,7 @@ class Augmentation:
         return F.grid_sample(
             images.float(),
             torch.stack([x, y], dim=-1),
-            mode="bilinear",
+            mode=mode,
             padding_mode="zeros",
             align_corners=False,
         )
@@ -111,13 +132,13 @@ class Augmentation:
         )
         return result.clamp_(-1.0, 1.0).view_as(pixels)
 
-    def _without_rectangles(self, pixels: Tensor) -> Tensor:
-        assert self.erased is not None and self.fill is not None
+    def _without_rectangles(self, pixels: Tensor, fill: Tensor) -> Tensor:
+        assert self.erased is not None
         if pixels.device.type != "cpu":
-            return self._masked(pixels, self.erased, self.fill)
+            return self._masked(pixels, self.erased, fill)
         # Where the figures are at hand, writing the rectangles beats looking at every pixel.
         for image, (top, left, height, width) in zip(pixels, self.erased.tolist(), strict=True):
-            image[:, top : top + height, left : left + width] = self.fill.view(3, 1, 1)
+            image[:, top : top + height, left : left + width] = fill.view(-1, 1, 1)
         return pixels
 
     @staticmethod
@@ -128,4 +149,4 @@ class Augmentation:
             place = torch.arange(size, device=pixels.device)
             inside.append((place >= first) & (place < first + erased[:, 2 + axis, None]))
         both = inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
-        return torch.where(both.unsqueeze(1), fill.view(3, 1, 1), pixels)
+        return torch.where(both.unsqueeze(1), fill.view(-1, 1, 1), pixels)

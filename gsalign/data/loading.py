@@ -26,6 +26,7 @@ from gsalign.data.samplers import (
     IterationBatchSampler,
     SequentialBatchSampler,
 )
+from gsalign.data.synthetic.part_labels import PartLabelStore, has_part_labels
 from gsalign.data.transforms import TrainTransform, normalize
 from gsalign.errors import DataError
 
@@ -46,6 +47,9 @@ class Batch:
         paths: the file of each image.
         broken: one line per image that could not be read and is not in the batch.
         augmentation: what was drawn for images that are still to be augmented, or None.
+        part_labels: uint8 ``[B, H, W]``, which body part every pixel shows: 0 the background, 1 ..
+            P the parts, 255 unknown; still to be moved where the images are still to be augmented.
+            None where nobody asked or there are no label maps.
     """
 
     images: Tensor
@@ -56,6 +60,7 @@ class Batch:
     paths: tuple[str, ...]
     broken: tuple[str, ...] = ()
     augmentation: Augmentation | None = None
+    part_labels: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -68,6 +73,12 @@ class Batch:
         if self.augmentation is None:
             return normalize(self.images)
         return self.augmentation(self.images)
+
+    def label_maps(self) -> Tensor | None:
+        """The label maps of :meth:`pixels`: moved as the images, if they are not yet."""
+        if self.part_labels is None or self.augmentation is None:
+            return self.part_labels
+        return self.augmentation.label_maps(self.part_labels)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on ``device``."""
@@ -87,6 +98,7 @@ class Batch:
             paths=self.paths,
             broken=self.broken,
             augmentation=None if self.augmentation is None else self.augmentation.map(function),
+            part_labels=None if self.part_labels is None else function(self.part_labels),
         )
 
 
@@ -109,6 +121,7 @@ class _BatchDataset(Dataset[Any]):
         transform: TrainTransform | None,
         on_broken: OnBroken,
         as_bytes: bool,
+        part_labels: PartLabelStore | None = None,
     ) -> None:
         self.split = split
         self.labels = labels
@@ -116,6 +129,7 @@ class _BatchDataset(Dataset[Any]):
         self.transform = transform
         self.on_broken = on_broken
         self.as_bytes = as_bytes
+        self.part_labels = part_labels
         self.members: dict[int, list[int]] = {}
         if transform is not None:
             for index, label in enumerate(labels.tolist()):
@@ -129,6 +143,7 @@ class _BatchDataset(Dataset[Any]):
 
     def __getitems__(self, draws: Sequence[Draw | int]) -> Batch | _Failure:
         images: list[Tensor] = []
+        maps: list[Tensor] = []
         indices: list[int] = []
         used: list[Draw] = []
         missing: list[Draw] = []
@@ -137,7 +152,10 @@ class _BatchDataset(Dataset[Any]):
             wanted = draw.image if isinstance(draw, Draw) else int(draw)
             for index in self._candidates(wanted):
                 try:
-                    images.append(self.store[index])
+                    image = self.store[index]
+                    if self.part_labels is not None:
+                        maps.append(self.part_labels[index])
+                    images.append(image)
                 except DataError as error:
                     if self.on_broken == "error":
                         return _Failure(f"{error} (on_broken: 'skip' goes on without it)")
@@ -153,20 +171,27 @@ class _BatchDataset(Dataset[Any]):
             # processes, must be as large.
             for number in range(len(draws) - len(images)):
                 images.append(images[number])
+                maps.extend(maps[number : number + 1])
                 indices.append(indices[number])
                 used.append(missing[number])
         if images:
             stacked = torch.stack(images)
         else:
             stacked = torch.empty(0, 3, *self.store.size, dtype=torch.uint8)
+        part_labels = torch.stack(maps) if maps else None
         pixels, augmentation = stacked, None
-        if not self.as_bytes:
-            pixels = normalize(stacked) if self.transform is None else self.transform(stacked, used)
-        elif self.transform is not None:
+        if self.transform is None:
+            pixels = stacked if self.as_bytes else normalize(stacked)
+        elif self.as_bytes:
             augmentation = self.transform.plan(used, self.store.size)
+        else:
+            pixels = self.transform(stacked, used)
+            if part_labels is not None:
+                part_labels = self.transform.label_maps(part_labels, used)
         return Batch(
             images=pixels,
             augmentation=augmentation,
+            part_labels=part_labels,
             identities=torch.from_numpy(self.labels[indices]),
             views=torch.from_numpy(self.split.views[indices]),
             cameras=torch.from_numpy(self.split.cameras[indices]),
@@ -274,6 +299,7 @@ def train_loader(
     world_size: int = 1,
     iterations: tuple[int, int] | None = None,
     pin_memory: bool | None = None,
+    part_groups: int = 0,
 ) -> BatchLoader:
     """Make the loader of augmented P x K training batches.
 
@@ -291,9 +317,11 @@ def train_loader(
             ``set_epoch``. ``(start, stop)``: it is these iterations, counted from 0 over all
             epochs, without a pause between epochs; start from where a resumed run left off.
         pin_memory: page-locked batches; ``None`` is yes where CUDA is there.
+        part_groups: into how many groups the body parts of label maps are put, which then come
+            with the batches where the set has any; 0 leaves them out.
 
     Raises:
-        ConfigError: see ``IdentityBatchSampler``.
+        ConfigError: see ``IdentityBatchSampler``; or there are no such groups.
         DataError: the memory cache does not fit.
     """
     labels, classes = contiguous_labels(split.identities)
@@ -314,6 +342,9 @@ def train_loader(
         transform=TrainTransform(config.augmentation, seed=seed),
         on_broken=config.on_broken,
         as_bytes=config.augment_on_device,
+        part_labels=PartLabelStore(config.root, split.paths, config.image_size, part_groups)
+        if part_groups and has_part_labels(config.root)
+        else None,
     )
     return BatchLoader(dataset, sampler, classes, **_loader_options(config, pin_memory))
 

@@ -127,6 +127,29 @@ class TrainTransform:
         """
         return self._as_tensors(self._draw(draws, *size), *size)
 
+    def label_maps(self, labels: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """Move label maps as their images are moved, see :meth:`Augmentation.label_maps`.
+
+        Args:
+            labels: uint8 ``[B, H, W]``; not changed.
+            draws: the B draws the images come from.
+
+        Returns:
+            uint8 ``[B, H, W]``, contiguous.
+
+        Raises:
+            ValueError: the maps are no bytes, or not one per draw.
+        """
+        if labels.dtype != torch.uint8 or labels.dim() != 3 or len(labels) != len(draws):
+            raise ValueError(
+                f"labels is {labels.dtype} {tuple(labels.shape)} for {len(draws)} draws; wanted "
+                "uint8 [B, H, W], one map per draw"
+            )
+        if not len(labels):
+            return labels.clone()
+        height, width = labels.shape[1:]
+        return self.plan(draws, (height, width)).label_maps(labels)
+
     def _draw(self, draws: Sequence[Draw], height: int, width: int) -> _Parameters:
         config = self.config
         # One row of uniform numbers per image, with a fixed column for every use.

@@ -95,16 +95,16 @@ class GraphedStep:
     been; the next one captures, and every call from then on replays.
 
     Args:
-        step: forward, backward, clipping and the optimizer's step, from images ``[B, 3, H, W]``,
-            identities and views ``[B]``, all on one device; leaves its gradients behind. Its
-            learning rates are tensors (:func:`rates_on_device`).
+        step: forward, backward, clipping and the optimizer's step, from images ``[B, 3, H, W]``
+            and what belongs to them, ``[B, ...]``, all on one device; leaves its gradients behind.
+            Its learning rates are tensors (:func:`rates_on_device`).
         forget: drops the gradients, so that the capture makes them in its own memory.
         recorder: captures; None: :func:`record`.
     """
 
     def __init__(
         self,
-        step: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
+        step: Callable[..., dict[str, Tensor]],
         forget: Callable[[], None],
         *,
         recorder: Recorder | None = None,
@@ -117,13 +117,13 @@ class GraphedStep:
         self._replay: Callable[[], None] | None = None
         self._losses: dict[str, Tensor] = {}
 
-    def __call__(self, images: Tensor, identities: Tensor, views: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, *others: Tensor) -> dict[str, Tensor]:
         """One step; the losses are overwritten by the next.
 
         Raises:
             ValueError: the batch has another size than the captured one.
         """
-        given = (images, identities, views)
+        given = (images, *others)
         if self._calls < WARMUP:
             self._calls += 1
             losses = beside(images.device, lambda: self._step(*given))

@@ -43,7 +43,13 @@ class TrainingStep:
             self._graphed = GraphedStep(self._compute, self._forget)
 
     def __call__(
-        self, images: Tensor, identities: Tensor, views: Tensor, *, lr: float
+        self,
+        images: Tensor,
+        identities: Tensor,
+        views: Tensor,
+        part_labels: Tensor | None = None,
+        *,
+        lr: float,
     ) -> dict[str, Tensor]:
         """One step; returns the losses, on their device.
 
@@ -51,6 +57,7 @@ class TrainingStep:
             images: ``[B, 3, H, W]``, normalised, on the accelerator's device as all arguments.
             identities: ``[B]``.
             views: ``[B]``.
+            part_labels: uint8 ``[B, H, W]``, see :meth:`GSAlign.losses`; in every step or in none.
             lr: learning rate of all groups.
         """
         for group in self.optimizer.param_groups:
@@ -58,14 +65,16 @@ class TrainingStep:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
+        given = (images, identities, views, part_labels)
+        batch = [tensor for tensor in given if tensor is not None]
         if self._graphed is not None:
-            return self._graphed(images, identities, views)
-        losses = self._compute(images, identities, views)
+            return self._graphed(*batch)
+        losses = self._compute(*batch)
         self._forget()
         return losses
 
-    def _compute(self, images: Tensor, identities: Tensor, views: Tensor) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.model(images, identities, views)
+    def _compute(self, *batch: Tensor) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self.model(*batch)
         self.accelerator.backward(torch.stack(list(losses.values())).sum())
         if self.clip_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)

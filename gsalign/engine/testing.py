@@ -12,7 +12,15 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from gsalign.data import Batch, DataConfig, Split, evaluation_loader
-from gsalign.data.synthetic import BODY_PARTS, has_part_labels, read_part_labels, read_truth
+from gsalign.data.synthetic import (
+    BODY_PARTS,
+    group_labels,
+    has_part_labels,
+    part_groups,
+    read_part_labels,
+    read_truth,
+)
+from gsalign.data.synthetic.truth import TRUTH_FILE
 from gsalign.engine.distributed import gather_rows
 from gsalign.errors import DataError
 from gsalign.evaluation import PROTOCOLS, EvaluationResult
@@ -176,7 +184,9 @@ def measure_parts(
 ) -> PartAgreement | None:
     """Agreement of a network's part masks with the true parts of a generated set.
 
-    Every process looks at all images.
+    The true parts are put into as many groups as the network has parts (``part_groups``; the parts
+    themselves for six and more), and a group is as visible as its members are on average. Every
+    process looks at all images.
 
     Args:
         network: unwrapped, on the accelerator's device; its mode stays.
@@ -187,15 +197,16 @@ def measure_parts(
         progress: called with the number of images done.
 
     Returns:
-        None where the network has no parts or the set no label maps.
+        None where the network has no parts or the set no true label maps.
 
     Raises:
         DataError: the truth of an image is missing or damaged.
     """
-    if network.parts is None or not has_part_labels(root):
+    if network.parts is None or not has_part_labels(root) or not (root / TRUTH_FILE).is_file():
         return None
     shares = {root / row.path: row.visible for row in read_truth(root)}
-    counts = PartCounts(BODY_PARTS, network.config.parts)
+    groups = part_groups(min(network.config.parts, len(BODY_PARTS)))
+    counts = PartCounts(tuple(groups), network.config.parts)
     was_training = network.training
     network.eval()
     done = 0
@@ -208,10 +219,15 @@ def measure_parts(
                     assert seen is not None
                     paths = [Path(path) for path in batch.paths]
                     counts.add(
-                        seen.masks.unflatten(2, network.config.grid),
-                        torch.stack([read_part_labels(root, path) for path in paths]),
+                        seen.masks.unflatten(2, network.config.mask_grid),
+                        torch.stack(
+                            [
+                                group_labels(read_part_labels(root, path), len(groups))
+                                for path in paths
+                            ]
+                        ),
                         seen.visibility,
-                        torch.tensor([_true_shares(shares, path) for path in paths]),
+                        torch.tensor([_true_shares(shares, path, groups) for path in paths]),
                     )
                     done += len(paths)
                     if progress is not None:
@@ -221,8 +237,12 @@ def measure_parts(
     return counts.agreement()
 
 
-def _true_shares(shares: Mapping[Path, Mapping[str, float]], path: Path) -> list[float]:
-    """Visible share of every body part; a part that the person does not have shows nothing."""
+def _true_shares(
+    shares: Mapping[Path, Mapping[str, float]], path: Path, groups: Mapping[str, Sequence[str]]
+) -> list[float]:
+    """Visible share of every group: the mean over those of its parts that the person has."""
     if path not in shares:
         raise DataError(f"{path} is not in the set's table of truth; generate the set again")
-    return [max(shares[path][part], 0.0) for part in BODY_PARTS]
+    share = shares[path]
+    had = [[share[part] for part in group if share[part] >= 0.0] for group in groups.values()]
+    return [sum(each) / len(each) if each else 0.0 for each in had]

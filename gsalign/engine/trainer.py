@@ -28,6 +28,7 @@ from gsalign.data import (
     load_dataset,
     train_loader,
 )
+from gsalign.data.synthetic import has_part_labels
 from gsalign.engine.angles import AngleMonitor
 from gsalign.engine.compilation import compile_losses
 from gsalign.engine.config import NO_SELECTION, VALIDATION
@@ -358,6 +359,7 @@ class Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             iterations=(start, self.total),
+            part_groups=self._part_groups(),
         )
         batches = iter(loader)
         while True:
@@ -368,10 +370,21 @@ class Trainer:
             self.stopwatch.data_arrived(time.perf_counter() - asked)
             yield batch
 
+    def _part_groups(self) -> int:
+        """Into how many groups the parts of label maps are put; 0 where no loss reads them."""
+        model, root = self.config.model, self.config.data.root
+        if not (model.parts and model.losses.part_labels):
+            return 0
+        if not has_part_labels(root):
+            logger.warning("%s has no label maps: the part_labels loss is 0", root)
+        return model.parts
+
     def _iteration(self, batch: Batch) -> None:
         batch = batch.to(self.accelerator.device, non_blocking=True)
         self.lr = self.schedule(self.progress.iteration)
-        self.losses = self.step(batch.pixels(), batch.identities, batch.views, lr=self.lr)
+        self.losses = self.step(
+            batch.pixels(), batch.identities, batch.views, batch.label_maps(), lr=self.lr
+        )
 
     def loss_rows(self) -> Tensor:
         """Losses of the iterations since they were last read, mean over the processes."""

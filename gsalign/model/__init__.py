@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from gsalign.model.checkpoint import load_model, load_weights, read_weights_config, save_weights
 from gsalign.model.config import DamConfig, HeadsConfig, LossConfig, LtpsConfig, ModelConfig
+from gsalign.model.creation import create_model
 from gsalign.model.network import FeatureOutput, GSAlign
 from gsalign.model.parts import PartEmbeddings, PartOutput
-from gsalign.model.pretrained import PretrainedReport, create_model, load_pretrained
+from gsalign.model.pretrained import load_pretrained
+from gsalign.model.pretrained_report import PretrainedReport
 from gsalign.model.published import load_published
+from gsalign.model.transfer import transfer_weights
 
 __all__ = [
     "DamConfig",
@@ -27,4 +30,5 @@ __all__ = [
     "load_weights",
     "read_weights_config",
     "save_weights",
+    "transfer_weights",
 ]

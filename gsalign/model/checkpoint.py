@@ -35,6 +35,17 @@ def save_weights(model: GSAlign, path: str | os.PathLike[str]) -> None:
         safetensors.torch.save_file(state, temporary, metadata=metadata)
 
 
+def holds_our_weights(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file of :func:`save_weights` at ``path``, by its metadata alone."""
+    if not Path(path).is_file():
+        return False
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get(_FORMAT_KEY) == FORMAT
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
 def read_weights_config(path: str | os.PathLike[str]) -> ModelConfig:
     """The configuration stored in a file of :func:`save_weights`; the tensors stay unread.
 

@@ -67,8 +67,9 @@ class LossConfig(_Section):
     """Weights of the losses. ``mask`` is the paper's beta, ``deformation`` its alpha.
 
     The published CARGO configuration leaves the deformation term out (weight 0); the paper and the
-    published AG-ReID configurations have it. ``part_identity`` and ``part_collapse`` count only
-    where the network has parts.
+    published AG-ReID configurations have it. ``part_identity``, ``part_collapse`` and
+    ``part_labels`` count only where the network has parts, ``part_labels`` only where the data set
+    has label maps.
     """
 
     identity: Weight = 1.0
@@ -79,6 +80,7 @@ class LossConfig(_Section):
     deformation: Weight = 0.5
     part_identity: Weight = 1.0
     part_collapse: Weight = 1.0
+    part_labels: Weight = 0.0
 
 
 class ModelConfig(_Section):
@@ -98,8 +100,11 @@ class ModelConfig(_Section):
         num_views: classes of the view head (0 ground, 1 aerial).
         parts: P, how many body parts get a spatial mask, an embedding and a visibility of their
             own; an extension beyond the published code. 0 is the published network.
-        pretrained: None, the name of a timm ViT, or the path of a file with its weights; read by
-            :func:`gsalign.model.create_model`, not by the constructor of the network.
+        part_cells: how many cells a side of a patch has in the part masks, which are that much
+            finer than the patch map; divides ``patch_size``. 1 is a mask value per patch.
+        pretrained: None, the name of a timm ViT, the path of a file with its weights, or of a file
+            of ours (a run's ``model_final.safetensors``), of which all is taken but the identity
+            heads; read by :func:`gsalign.model.create_model`, not by the constructor.
     """
 
     image_size: tuple[Positive, Positive] = (256, 128)
@@ -112,6 +117,7 @@ class ModelConfig(_Section):
     num_identities: Positive = 2500
     num_views: Positive = 2
     parts: Annotated[int, Field(ge=0)] = 0
+    part_cells: Positive = 1
     ltps: LtpsConfig = LtpsConfig()
     dam: DamConfig = DamConfig()
     heads: HeadsConfig = HeadsConfig()
@@ -127,6 +133,10 @@ class ModelConfig(_Section):
             )
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if self.patch_size % self.part_cells:
+            raise ValueError(
+                f"patch_size {self.patch_size} is not a multiple of part_cells {self.part_cells}"
+            )
         if self.ltps.layers != "all":
             layers = self.ltps.layers
             outside = [layer for layer in layers if not 0 <= layer < self.depth]
@@ -149,6 +159,11 @@ class ModelConfig(_Section):
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the patch map."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def mask_grid(self) -> tuple[int, int]:
+        """Rows and columns of the part masks."""
+        return self.grid[0] * self.part_cells, self.grid[1] * self.part_cells
 
     @property
     def embedding_size(self) -> int:

@@ -84,7 +84,7 @@ def _macs(model: GSAlign, images: torch.Tensor, all_tokens: bool) -> dict[str, i
         tokens, _ = model.backbone(patches, all_tokens=all_tokens)
         backbone = counter.get_total_flops() - before
         if model.parts is not None:
-            model.parts(tokens)
+            model.parts(tokens, images)
     by_module = counter.get_flop_counts()
     ltps = sum(
         sum(flops.values())

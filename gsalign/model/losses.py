@@ -107,3 +107,43 @@ def part_collapse(logits: Tensor) -> Tensor:
         return undecided
     spread = -(log_shares.exp() * log_shares).sum(dim=1).mean()
     return undecided + 1.0 - spread / math.log(channels - 1)
+
+
+def part_label_costs(logits: Tensor, labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Cross-entropy of every image's part masks with its label map, for :func:`part_labels`.
+
+    The truth of a cell is the share of its known pixels that each part has, and so is the best
+    mask: a cell on an outline is its parts' in these shares.
+
+    Args:
+        logits: ``[B, P + 1, M]`` of the masks, channel 0 the background.
+        labels: uint8 ``[B, H, W]``: 0 background, 1 .. P the parts; above P unknown.
+        grid: rows and columns of the masks, which divide (H, W); their product is M.
+
+    Returns:
+        ``[B, 2]``: the sum over the image's known pixels, and their number; by pixels of a cell.
+    """
+    rows, columns = grid
+    cells = labels.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).transpose(2, 3).flatten(3)
+    log_masks = promote(logits).log_softmax(dim=1)
+    shares = torch.stack(
+        [
+            (cells == part).to(log_masks.dtype).mean(dim=3).flatten(1)
+            for part in range(logits.shape[1])
+        ],
+        dim=1,
+    )
+    return torch.stack([-(shares * log_masks).sum(dim=(1, 2)), shares.sum(dim=(1, 2))], dim=1)
+
+
+def part_labels(costs: Tensor) -> Tensor:
+    """Mean over the known pixels of all images, so that an image counts by what is known of it.
+
+    Args:
+        costs: ``[B, 2]`` of :func:`part_label_costs`.
+
+    Returns:
+        Scalar; 0 when no pixel is known.
+    """
+    cost, known = costs.sum(dim=0).unbind()
+    return cost / torch.where(known > 0, known, 1.0)

@@ -68,7 +68,14 @@ class GSAlign(nn.Module):
         # Last, so that a network without parts draws the same initial values as ever.
         self.parts: PartBranch | None = None
         if config.parts:
-            self.parts = PartBranch(config.width, config.grid, config.parts, config.num_identities)
+            self.parts = PartBranch(
+                config.width,
+                config.grid,
+                config.parts,
+                config.num_identities,
+                config.part_cells,
+                config.patch_size,
+            )
 
     def _check(self, images: Tensor) -> None:
         height, width = self.config.image_size
@@ -84,15 +91,15 @@ class GSAlign(nn.Module):
             )
 
     def _features(
-        self, patches: Tensor, *, stochastic: bool
+        self, images: Tensor, patches: Tensor, *, stochastic: bool
     ) -> tuple[Tensor, Tensor, Tensor, PartOutput | None]:
-        """Global and view features ``[B, C]``, angles ``[L, B]`` and parts, from raw patches."""
+        """Global and view features ``[B, C]``, angles ``[L, B]`` and parts of images."""
         tokens, angles = self.backbone(
             patches, all_tokens=self.parts is not None, stochastic=stochastic
         )
         # Without parts only the two prefix tokens are read; the norm acts on each token alone.
         normalised = promote(self.backbone.norm(tokens))
-        parts = None if self.parts is None else self.parts(normalised)
+        parts = None if self.parts is None else self.parts(normalised, images)
         return normalised[:, 0], normalised[:, 1], angles, parts
 
     def forward_features(self, images: Tensor) -> FeatureOutput:
@@ -106,7 +113,9 @@ class GSAlign(nn.Module):
         """
         self._check(images)
         patches = self.backbone.patches(images)
-        global_feature, view_feature, angles, parts = self._features(patches, stochastic=True)
+        global_feature, view_feature, angles, parts = self._features(
+            images, patches, stochastic=True
+        )
         return FeatureOutput(
             global_feature=global_feature,
             view_feature=view_feature,
@@ -154,7 +163,7 @@ class GSAlign(nn.Module):
         """The identity neck's output ``[B, C]``, and the parts before their necks."""
         self._check(images)
         patches = self.backbone.patches(images)
-        global_feature, view_feature, _, parts = self._features(patches, stochastic=False)
+        global_feature, view_feature, _, parts = self._features(images, patches, stochastic=False)
         return self.identity_head.embed(global_feature - view_feature), parts
 
     def _with_parts(self, feature: Tensor, parts: PartOutput | None) -> PartEmbeddings:
@@ -165,7 +174,13 @@ class GSAlign(nn.Module):
             visibility = torch.cat([visibility, parts.visibility.to(feature.dtype)], dim=1)
         return PartEmbeddings(vectors, visibility)
 
-    def losses(self, images: Tensor, identities: Tensor, views: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self,
+        images: Tensor,
+        identities: Tensor,
+        views: Tensor,
+        part_labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """The terms of the training loss, weights applied; their sum is what training minimises.
 
         The necks use the statistics of the batch. In training mode the running statistics follow,
@@ -175,13 +190,17 @@ class GSAlign(nn.Module):
             images: ``[B, 3, H, W]``, normalised; B at least 2.
             identities: ``[B]`` integers in [0, ``num_identities``).
             views: ``[B]`` integers in [0, ``num_views``) or bool: 0 ground, 1 aerial.
+            part_labels: uint8 ``[B, H, W]``, which part every pixel shows: 0 the background, 1 .. P
+                the parts, above unknown. None where nobody knows. Read where
+                ``losses.part_labels`` is more than 0.
 
         Returns:
             Of this process's images, or of all with :attr:`global_losses`; on every process.
             Scalars ``identity``, ``triplet``, ``view``, ``orthogonality``, ``mask`` and
             ``deformation``, float32 (float64 for a float64 network). Without DAM ``mask`` is 0,
             without LTPS ``deformation`` is 0. With parts also ``part_identity`` and
-            ``part_collapse``.
+            ``part_collapse``, and where its weight is more than 0 ``part_labels``, which is 0
+            without label maps.
 
         Raises:
             ValueError: images or labels have the wrong size.
@@ -194,6 +213,11 @@ class GSAlign(nn.Module):
                 raise ValueError(
                     f"{name} must be [{batch}], one label per image, got {list(labels.shape)}"
                 )
+        if part_labels is not None and tuple(part_labels.shape) != (batch, *images.shape[2:]):
+            raise ValueError(
+                f"part_labels must be {[batch, *images.shape[2:]]}, one label per pixel, got "
+                f"{list(part_labels.shape)}"
+            )
         if batch < 2:
             raise ValueError(
                 f"losses need a batch of at least 2 images, got {batch}: batch statistics of one "
@@ -201,13 +225,20 @@ class GSAlign(nn.Module):
             )
         identities, views = identities.long(), views.long()
         patches = self.backbone.patches(images)
-        global_feature, view_feature, angles, parts = self._features(patches, stochastic=True)
+        global_feature, view_feature, angles, parts = self._features(
+            images, patches, stochastic=True
+        )
         part_logits = None if parts is None else parts.logits
         described = None if self.dam is None else self.dam.describe(patches, part_logits)
+        label_costs = None
+        if parts is not None and part_labels is not None and self.config.losses.part_labels:
+            label_costs = losses.part_label_costs(
+                parts.cell_logits, part_labels, self.config.mask_grid
+            )
         if self.global_losses and process_count() > 1:
             identities, views = rows_of_all([identities, views])
-            global_feature, view_feature, angles, described, parts = _of_all_processes(
-                global_feature, view_feature, angles, described, parts
+            global_feature, view_feature, angles, described, parts, label_costs = _of_all_processes(
+                global_feature, view_feature, angles, described, parts, label_costs
             )
         feature = global_feature - view_feature
         identity_logits = self.identity_head(feature)
@@ -234,10 +265,20 @@ class GSAlign(nn.Module):
                     * self.parts.identity_loss(parts, identities),
                     "part_collapse": weights.part_collapse * losses.part_collapse(parts.logits),
                 }
+                if weights.part_labels:
+                    terms["part_labels"] = (
+                        feature.new_zeros(())
+                        if label_costs is None
+                        else weights.part_labels * losses.part_labels(label_costs)
+                    )
             return terms
 
     def forward(
-        self, images: Tensor, identities: Tensor | None = None, views: Tensor | None = None
+        self,
+        images: Tensor,
+        identities: Tensor | None = None,
+        views: Tensor | None = None,
+        part_labels: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """:meth:`losses` when labels are given, else :meth:`embed`; for wrappers such as DDP.
 
@@ -249,7 +290,7 @@ class GSAlign(nn.Module):
         if identities is None or views is None:
             missing = "identities" if identities is None else "views"
             raise ValueError(f"{missing} must be given with the other labels, or neither")
-        return self.losses(images, identities, views)
+        return self.losses(images, identities, views, part_labels)
 
 
 def _of_all_processes(
@@ -258,19 +299,24 @@ def _of_all_processes(
     angles: Tensor,
     described: Tensor | None,
     parts: PartOutput | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, PartOutput | None]:
-    """What losses are made of, ``[B, ...]`` but for the angles ``[L, B]``, of all processes."""
+    label_costs: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, PartOutput | None, Tensor | None]:
+    """What losses are made of, ``[B, ...]`` but for the angles ``[L, B]``, of all processes.
+
+    Of the masks of cells, the largest there is, only their costs travel.
+    """
     given = [global_feature, view_feature, angles.T]
-    if described is not None:
-        given.append(described)
+    given += [rows for rows in (described, label_costs) if rows is not None]
     if parts is not None:
         given += [parts.logits, parts.pooled, parts.visibility]
     dtype = global_feature.dtype
-    found = rows_of_all([tensor.to(dtype) for tensor in given])
-    global_feature, view_feature, angles = found[0], found[1], found[2].T
+    found = iter(rows_of_all([tensor.to(dtype) for tensor in given]))
+    global_feature, view_feature, angles = next(found), next(found), next(found).T
+    described = None if described is None else next(found)
+    label_costs = None if label_costs is None else next(found)
     if parts is not None:
-        parts = PartOutput(*found[-3:])
-    return global_feature, view_feature, angles, None if described is None else found[3], parts
+        parts = PartOutput(next(found), next(found), next(found), parts.cell_logits)
+    return global_feature, view_feature, angles, described, parts, label_costs
 
 
 def without_values(config: ModelConfig) -> GSAlign:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -15,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from gsalign.errors import CheckpointError
-from gsalign.model.config import ModelConfig
 from gsalign.model.ltps import PREFIX
 from gsalign.model.network import GSAlign
+from gsalign.model.pretrained_report import PretrainedReport
 from gsalign.model.weights import name_some, read_state_dict
 
 _FILE_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
@@ -25,46 +24,6 @@ _RENAMED = {"cls_token": "backbone.class_token", "pos_embed": "backbone.position
 _TAKEN = ("patch_embed.proj.", "blocks.", "norm.")
 # Classifiers and what only they use; dist_token is DeiT's, which has no place here.
 _LEFT_OUT = ("head.", "head_dist.", "pre_logits.", "fc_norm.", "dist_token")
-
-
-@dataclass(frozen=True)
-class PretrainedReport:
-    """What became of every tensor.
-
-    Attributes:
-        source: name or path the weights came from.
-        loaded: our tensors that were set.
-        resized: how the position embedding was fitted, or an empty string.
-        left_out: tensors of the source with no place in the network.
-        untouched: our parameters that keep their initial values (LTPS, DAM, heads).
-    """
-
-    source: str
-    loaded: tuple[str, ...]
-    resized: str
-    left_out: tuple[str, ...]
-    untouched: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """One line for the log."""
-        parts = [f"{len(self.loaded)} tensors from {self.source}"]
-        if self.resized:
-            parts.append(self.resized)
-        if self.left_out:
-            parts.append(f"left out {name_some(self.left_out)}")
-        parts.append(f"{len(self.untouched)} parameters start fresh")
-        return "; ".join(parts)
-
-
-def create_model(config: ModelConfig) -> tuple[GSAlign, PretrainedReport | None]:
-    """A network as configured, started from ``config.pretrained`` when it names something.
-
-    Raises:
-        CheckpointError: the pretrained weights cannot be had or do not fit.
-    """
-    model = GSAlign(config)
-    report = None if config.pretrained is None else load_pretrained(model, config.pretrained)
-    return model, report
 
 
 def resize_position(position: Tensor, size: tuple[int, int], *, prefix: int = 1) -> Tensor:

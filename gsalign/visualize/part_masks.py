@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gsalign.data import VIEW_NAMES, ImageRecord
+from gsalign.data.synthetic import PART_GROUPS, part_groups
 from gsalign.model import GSAlign
 from gsalign.visualize.looking import look_at
-from gsalign.visualize.style import FAINT, INK, QUIET, SERIES, house_style, new_figure, save_figure
+from gsalign.visualize.style import FAINT, INK, SERIES, house_style, new_figure, save_figure
 
 OPACITY = 0.72
 
@@ -52,7 +54,7 @@ def part_masks(
     size, parts = network.config.image_size, network.config.parts
     pictures, output = look_at(network, records)
     assert output.parts is not None
-    masks = output.parts.masks.unflatten(2, network.config.grid).float().cpu()
+    masks = output.parts.masks.unflatten(2, network.config.mask_grid).float().cpu()
     covered = _cover(pictures.permute(0, 3, 1, 2) / 255, masks, size)
     visibility = output.parts.visibility.cpu()
 
@@ -60,7 +62,7 @@ def part_masks(
     tall = cell * size[0] / size[1]
     with house_style():
         figure = new_figure(
-            len(records) * (cell + 0.12) + 0.9, 2 * tall + 0.95 + 0.45 * bool(title) + 0.3
+            len(records) * (cell + 0.12) + 0.9, 2 * tall + 1.2 + 0.45 * bool(title) + 0.3
         )
         panels = figure.subplots(3, len(records), squeeze=False, height_ratios=[tall, tall, 0.55])
         for number, record in enumerate(records):
@@ -73,14 +75,29 @@ def part_masks(
                 f"{VIEW_NAMES[record.view]}\nid {record.identity}", fontsize=8.5, pad=4
             )
             _bars(panels[2, number], visibility[number], first=number == 0)
-        figure.supxlabel(
-            f"colours: the {parts} parts, uncoloured: background   bars: visibility of each part",
+        figure.legend(
+            handles=[
+                Patch(color=part_colour(part), label=name)
+                for part, name in enumerate(_names(network))
+            ],
+            title="colours: the parts, uncoloured: background, bars: how visible each part is",
+            title_fontproperties={"size": 8.5, "weight": "normal"},
+            loc="outside lower center",
+            ncols=parts,
+            frameon=False,
             fontsize=8.5,
-            color=QUIET,
         )
         if title:
             figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
         save_figure(figure, path)
+
+
+def _names(network: GSAlign) -> Sequence[str]:
+    """What the parts are: body parts where the masks learnt from label maps, else numbers."""
+    parts = network.config.parts
+    if network.config.losses.part_labels and parts in PART_GROUPS:
+        return tuple(part_groups(parts))
+    return [f"part {part}" for part in range(parts)]
 
 
 def _cover(images: Tensor, masks: Tensor, size: tuple[int, int]) -> np.ndarray:

@@ -17,7 +17,7 @@ from gsalign import __version__
 from gsalign.cli import info
 from gsalign.cli.main import main, parse
 from gsalign.config import load_config
-from gsalign.data.synthetic import BODY_PARTS
+from gsalign.data.synthetic import part_groups
 from gsalign.engine.metrics import read_metrics
 from gsalign.evaluation import PROTOCOLS
 from gsalign.model import load_model
@@ -89,14 +89,16 @@ def test_a_generated_set_goes_all_the_way(call, settings, tmp_path):
     assert "all 24 images can be read" in told
     assert "all" in told and "can be read" not in call("data", "check", root, "--fast")
 
-    told = call(*train(settings, root, folder, "training.iterations=2", "model.parts=2"))
-    assert "iter: 2/2" in told and "cargo ALL" in told and "part_identity: " in told
+    labels = ("model.part_cells=2", "model.losses.part_labels=1.0")
+    told = call(*train(settings, root, folder, "training.iterations=2", "model.parts=2", *labels))
+    assert "iter: 2/2" in told and "cargo ALL" in told
+    assert "part_identity: " in told and "part_labels: " in told and "no label maps" not in told
 
     results = tmp_path / "results.json"
     told = call("eval", "--checkpoint", folder / "model_final.safetensors", "--json", results)
     assert "part masks against the truth, 8 images" in told
     parts = json.loads(results.read_text(encoding="utf-8"))["parts"]
-    assert set(parts["parts"]) == set(BODY_PARTS) and 0 <= parts["mean_iou"] <= 1
+    assert set(parts["parts"]) == set(part_groups(2)) and 0 <= parts["mean_iou"] <= 1
 
     told = call("visualize", "--run", folder)
     for name in ("training_curves", "rank_lists", "ltps_grids", "part_masks", "contact_sheet"):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import write_people
+from tiny_run import write_part_labels, write_people
 
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CARGO folder that no test may change."""
-    return write_people(tmp_path_factory.mktemp("people") / "cargo")
+    """A CARGO folder with label maps that no test may change."""
+    return write_part_labels(write_people(tmp_path_factory.mktemp("people") / "cargo"))
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ COMPARED = ("model.drop_path=0", "schedule.warmup=0", "training.evaluate_every=0
 COMPARED_RUNS = {
     "global": (),
     "own": ("training.global_losses=false",),
-    "global_parts": ("model.parts=2",),
+    "global_parts": ("model.parts=2", "model.part_cells=2", "model.losses.part_labels=1"),
 }
 
 

@@ -21,6 +21,8 @@ from gsalign_kernels import use_kernels
 VARIANTS = {
     "published": (),
     "parts": ("model.parts=2",),
+    "part labels": ("model.parts=2", "model.part_cells=2", "model.losses.part_labels=1"),
+    "on device": ("model.parts=2", "model.losses.part_labels=1", "data.augment_on_device=true"),
     "baseline": ("model.ltps.layers=[]", "model.dam.enabled=false"),
     "adamw": ("optimizer.name=adamw",),
     "recompute": ("training.recompute=layers",),
@@ -66,19 +68,22 @@ def test_no_iteration_waits(people, tmp_path, variant):
     assert number == 3
     moved = [n for n, t in trainer.network.state_dict().items() if not torch.equal(t, before[n])]
     assert len(moved) > 20
+    assert ("part_labels" in trainer.losses) == bool(trainer.config.model.losses.part_labels)
+    assert all(loss for name, loss in trainer.losses.items() if name == "part_labels")
 
 
 def test_losses_make_nothing_on_another_device():
     # Without figures nothing can be read, by tolist() either, and a tensor made on the host shows
     # as a copy between devices.
-    config = load_config(None, [*TINY, "model.parts=2"]).model
+    config = load_config(None, [*TINY, *VARIANTS["part labels"]]).model
     with torch.device("meta"):
         network = GSAlign(config).train()
         labels = torch.zeros(6, dtype=torch.int64)
         images = torch.zeros(6, 3, *config.image_size)
+        part_labels = torch.zeros(6, *config.image_size, dtype=torch.uint8)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, foreach=True)
     with use_kernels("reference"), NoHostWaits():
-        losses = network.losses(images, labels, labels)
+        losses = network.losses(images, labels, labels, part_labels)
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()

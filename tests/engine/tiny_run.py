@@ -7,7 +7,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
+import numpy as np
 from cargo_folder import write_split
+from PIL import Image
+
+from gsalign.data.synthetic import PARTS, UNKNOWN
 
 # Everything a run takes from the command line or a file, as overrides.
 TINY = (
@@ -39,6 +43,18 @@ def write_people(root: Path) -> Path:
     write_split(root, "train", {i: {1: 2, 7: 2} for i in range(10, 70, 10)})
     write_split(root, "query", {i: {2: 1, 13: 1} for i in range(101, 105)}, start=500)
     write_split(root, "gallery", {i: {3: 1, 6: 1} for i in range(101, 105)}, start=600)
+    return root
+
+
+def write_part_labels(root: Path) -> Path:
+    """Write label maps of the training images; of some images much is known, of others little."""
+    for number, image in enumerate(sorted((root / "train").rglob("*.jpg"))):
+        labels = np.random.default_rng(number).integers(0, len(PARTS), (12, 6), dtype=np.uint8)
+        labels = labels.repeat(4, axis=0).repeat(4, axis=1)
+        labels[:, : number % 24] = UNKNOWN
+        path = root / "parts" / image.relative_to(root).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels).save(path)
     return root
 
 

@@ -1,0 +1,141 @@
+"""Label maps that a network writes, and a run that learns from them."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tiny_run import TINY
+
+from gsalign.config import load_config
+from gsalign.data import load_dataset, normalize, read_image, resize, train_loader
+from gsalign.data.synthetic import PARTS, UNKNOWN, group_labels, part_groups, read_part_labels
+from gsalign.engine.build import build_trainer
+from gsalign.engine.part_teacher import write_part_labels
+from gsalign.engine.testing import measure_parts
+from gsalign.errors import ConfigError, DataError
+from gsalign.model import GSAlign, save_weights
+
+
+@pytest.fixture
+def set_with(people, tmp_path):
+    """A data set of one's own, its settings and a network of three parts with decided masks."""
+    root = shutil.copytree(people, tmp_path / "set", ignore=shutil.ignore_patterns("parts"))
+    config = load_config(
+        None,
+        [
+            *TINY,
+            f"data.root={root}",
+            f"output={tmp_path / 'run'}",
+            "model.parts=3",
+            "model.part_cells=2",
+            "model.losses.part_labels=1.0",
+        ],
+    )
+    torch.manual_seed(0)
+    teacher = GSAlign(config.model)
+    torch.nn.init.normal_(teacher.parts.mask.out.weight, std=2.0)
+    return root, config, teacher
+
+
+def label(teacher, config, root, **options):
+    split = load_dataset(config.data).train
+    return write_part_labels(teacher, split, root, config.data, Accelerator(cpu=True), **options)
+
+
+def test_maps_are_what_the_masks_see(set_with):
+    root, config, teacher = set_with
+    split = load_dataset(config.data).train
+    assert label(teacher, config, root, sure=0.7) == len(split)
+    assert not list(root.glob(".parts*"))
+    firsts = [PARTS.index(group[0]) for group in part_groups(3).values()]
+    seen = set()
+    for record in split.records:
+        image = normalize(resize(read_image(record.path), config.model.image_size))
+        with torch.no_grad():
+            masks = teacher.eval().forward_features(image.unsqueeze(0)).parts.masks
+        masks = masks.unflatten(2, config.model.mask_grid)
+        smooth = torch.nn.functional.interpolate(
+            masks, size=config.model.image_size, mode="bilinear", align_corners=False
+        )[0]
+        labels = read_part_labels(root, record.path)
+        unknown = labels == UNKNOWN
+        near = (smooth.amax(dim=0) - 0.7).abs() < 1e-4
+        assert torch.equal(unknown[~near], (smooth.amax(dim=0) < 0.7)[~near])
+        known = ~unknown & ~near
+        values = torch.tensor([0, *firsts], dtype=torch.uint8)
+        assert torch.equal(labels[known], values[smooth.argmax(dim=0)][known])
+        grouped = group_labels(labels, 3)
+        assert torch.equal(grouped[known].long(), smooth.argmax(dim=0)[known])
+        seen |= set(labels.tolist()[0])
+    assert len(seen) > 1
+
+
+def test_a_run_learns_from_them(set_with):
+    """Started from the teacher, which labelled the set: the images' maps are what it reads."""
+    root, config, teacher = set_with
+    label(teacher, config, root)
+    file = root.parent / "teacher.safetensors"
+    save_weights(teacher, file)
+    model = config.model.model_copy(update={"pretrained": str(file)})
+    config = config.model_copy(update={"model": model})
+    trainer = build_trainer(config)
+    assert torch.equal(trainer.network.parts.mask.out.weight, teacher.parts.mask.out.weight)
+    trainer.train()
+    assert trainer.losses["part_labels"].item() > 0
+    # Maps without a table of truth are a teacher's: nothing to measure masks by.
+    dataset = load_dataset(config.data)
+    accelerator = Accelerator(cpu=True)
+    assert measure_parts(teacher, [dataset.query], root, config.data, accelerator) is None
+
+
+def test_without_maps_the_loss_is_0_and_the_log_says_so(set_with, caplog):
+    root, config, _ = set_with
+    trainer = build_trainer(config)
+    with caplog.at_level("WARNING", logger="gsalign"):
+        trainer.train()
+    assert trainer.losses["part_labels"].item() == 0.0
+    assert f"{root} has no label maps" in caplog.text
+
+
+def test_maps_that_are_there_stay(set_with):
+    root, config, teacher = set_with
+    label(teacher, config, root, sure=0.0)
+    file = next((root / "parts").rglob("*.png"))
+    before = file.read_bytes()
+    assert not (np.asarray(Image.open(file)) == UNKNOWN).any()
+    with pytest.raises(DataError, match=r"has label maps in parts/ already; --overwrite"):
+        label(teacher, config, root)
+    assert file.read_bytes() == before
+    label(teacher, config, root, sure=1.0, overwrite=True)
+    assert (np.asarray(Image.open(file)) == UNKNOWN).any()
+    assert not (root / "parts" / "old").exists()
+    (root / "generated.json").write_text("{}")
+    with pytest.raises(DataError, match="was generated: its label maps are the truth"):
+        label(teacher, config, root, overwrite=True)
+
+
+def test_an_interrupted_teacher_leaves_nothing(set_with):
+    root, config, teacher = set_with
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        label(teacher, config, root, progress=stop)
+    assert not (root / "parts").exists() and not list(root.glob(".parts*"))
+
+
+def test_a_network_that_knows_no_parts_is_no_teacher(set_with):
+    root, config, _ = set_with
+    for parts, told in ((0, "the network has no parts"), (7, "1 to 6 groups")):
+        network = GSAlign(config.model.model_copy(update={"parts": parts}))
+        with pytest.raises(ConfigError, match=told):
+            label(network, config, root)
+    with pytest.raises(ConfigError, match="1 to 6 groups"):
+        (root / "parts").mkdir()
+        next(iter(train_loader(load_dataset(config.data).train, config.data, part_groups=7)))
