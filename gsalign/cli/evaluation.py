@@ -21,7 +21,8 @@ def add_parser(subparsers: Any) -> None:
         description="Prints Rank-1, Rank-5, Rank-10, mAP, mINP and metric by protocol, with the "
         "number of valid queries. A<->G exists in two forms that give different numbers; both are "
         "printed, by name. For a network with parts on a generated set with label maps "
-        "(write_parts) also how its part masks agree with the true parts.",
+        "(write_parts) also how its part masks agree with the true parts; on any generated set how "
+        "its angles agree with the true roll of the cameras.",
     )
     add_config_options(parser)
     parser.add_argument(
@@ -95,7 +96,7 @@ def evaluate_checkpoint(
     from gsalign.data import check_images, load_dataset
     from gsalign.engine.distributed import build_accelerator
     from gsalign.engine.loading import load_network
-    from gsalign.engine.testing import evaluate_network, measure_parts
+    from gsalign.engine.testing import evaluate_network, measure_parts, measure_rolls
     from gsalign.evaluation import PROTOCOLS, get_protocol
     from gsalign.evaluation.baselines import chance_level, histogram_features
     from gsalign.evaluation.features import evaluate_features
@@ -126,11 +127,16 @@ def evaluate_checkpoint(
         agreement = measure_parts(
             network, (dataset.query, dataset.gallery), dataset.root, data, accelerator
         )
+        rolls = measure_rolls(
+            network, (dataset.query, dataset.gallery), dataset.root, data, accelerator
+        )
     title = f"{checkpoint} on {dataset.root}"
     console.print(results_table(results, dataset=dataset.name, title=title))
     tables = {"network": results_dict(results)}
     if agreement is not None:
         console.print(agreement.as_table())
+    if rolls is not None:
+        console.print(rolls.as_table())
     if baselines:
         # The same images as the network's.
         query, gallery = (
@@ -153,6 +159,8 @@ def evaluate_checkpoint(
         }
         if agreement is not None:
             document["parts"] = agreement.as_dict()
+        if rolls is not None:
+            document["rolls"] = rolls.as_dict()
         with atomic_write(json_file) as temporary:
             temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return 0

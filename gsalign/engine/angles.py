@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gsalign.model.ltps import LTPS, control_grid
 from gsalign.model.network import GSAlign
 
 logger = logging.getLogger(__name__)
 
 COLLAPSED = 0.01
 """Mean and spread of the angle below which a layer is said to have collapsed, radians."""
+
+IMAGE = "image"
+"""Name of the angle by which the image itself is turned, beside those of the layers."""
 
 SATURATED = 0.98 * math.pi / 2
 """Mean absolute angle above which a layer is said to be saturated, radians."""
@@ -29,18 +33,31 @@ class AngleStatistics:
         mean: signed mean.
         std: spread over the images of the batch.
         absolute: mean of the absolute value.
+        moved: of the control points, root mean square distance from the regular grid, whose map
+            reaches from -1 to 1.
+        clamped: share of the map's positions that are read beyond its border.
+        full_circle: whether the angle goes all round, so that it has no limit to run to.
     """
 
     mean: float
     std: float
     absolute: float
+    moved: float = 0.0
+    clamped: float = 0.0
+    full_circle: bool = False
 
     @property
     def state(self) -> str:
         """``"collapsed"``, ``"saturated"`` or ``"alive"``."""
         if self.absolute < COLLAPSED and self.std < COLLAPSED:
             return "collapsed"
-        return "saturated" if self.absolute > SATURATED else "alive"
+        saturated = not self.full_circle and self.absolute > SATURATED
+        return "saturated" if saturated else "alive"
+
+
+def atan2_of(direction: Tensor) -> Tensor:
+    """(cos, sin) ``[..., 2]`` as angles in (-pi, pi]."""
+    return torch.atan2(direction[..., 1].float(), direction[..., 0].float())
 
 
 class AngleMonitor:
@@ -56,17 +73,26 @@ class AngleMonitor:
     def __init__(self, model: GSAlign) -> None:
         self._last: dict[str, Tensor] = {}
         self._told: dict[str, str] = {}
+        self._layers: dict[str, LTPS] = {}
+        if model.uprighting is not None:
+            model.uprighting.register_forward_hook(self._keeper(IMAGE))
         for layer, module in model.backbone.ltps.items():
+            assert isinstance(module, LTPS)
+            self._layers[layer] = module
             module.register_forward_hook(self._keeper(layer))
 
     def _keeper(self, layer: str) -> Any:
         def keep(module: nn.Module, arguments: object, output: tuple[Tensor, Tensor]) -> None:
-            self._last[layer] = output[1].detach()
+            angle = output[1].detach()
+            self._last[layer] = angle if angle.dim() == 1 else atan2_of(angle)
 
         return keep
 
     def read(self) -> dict[str, AngleStatistics]:
-        """Statistics of every layer over the last batch of this process, by block number."""
+        """Statistics over the last batch of this process, by block number.
+
+        Where the network turns images, those of that turn come first, as ``"image"``.
+        """
         if not self._last:
             return {}
         angles = torch.stack(list(self._last.values())).float()
@@ -74,8 +100,22 @@ class AngleMonitor:
             [angles.mean(1), angles.std(1, correction=0), angles.abs().mean(1)], dim=1
         ).tolist()
         return {
-            layer: AngleStatistics(*row) for layer, row in zip(self._last, columns, strict=True)
+            layer: AngleStatistics(*row, *self._warp_of(layer), full_circle=layer == IMAGE)
+            for layer, row in zip(self._last, columns, strict=True)
         }
+
+    @torch.no_grad()
+    def _warp_of(self, layer: str) -> tuple[float, float]:
+        """How far the control points have moved, and the share of positions beyond the border."""
+        if layer not in self._layers:
+            return 0.0, 0.0
+        module = self._layers[layer]
+        points = module.source_points.double().cpu()
+        moved = (points - control_grid(module.control_points)).square().sum(dim=1).mean().sqrt()
+        grid = module.sampling_grid(self._last[layer])
+        # A rounding error beyond the border is not beyond it.
+        beyond = (grid.abs() > 1 + 1e-4).any(dim=-1).float().mean()
+        return float(moved), float(beyond)
 
     def warn(self, statistics: dict[str, AngleStatistics]) -> None:
         """Warn when a layer's angle has collapsed or saturated; once, until it changes again."""

@@ -18,6 +18,7 @@ from gsalign.evaluation.part_agreement import PartAgreement, PartCounts, PartMat
 from gsalign.evaluation.protocols import PROTOCOLS, Protocol, get_protocol
 from gsalign.evaluation.ranking import rank, ranking_report
 from gsalign.evaluation.report import result_rows, results_dict, results_table
+from gsalign.evaluation.roll_agreement import RollAgreement, circular_correlation, roll_agreement
 
 __all__ = [
     "PROTOCOLS",
@@ -28,7 +29,9 @@ __all__ = [
     "PartCounts",
     "PartMatch",
     "Protocol",
+    "RollAgreement",
     "chance_level",
+    "circular_correlation",
     "distance_blocks",
     "embed_batch",
     "embed_parts_batch",
@@ -45,4 +48,5 @@ __all__ = [
     "result_rows",
     "results_dict",
     "results_table",
+    "roll_agreement",
 ]

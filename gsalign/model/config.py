@@ -63,12 +63,41 @@ class HeadsConfig(_Section):
     published_double_pass: bool = True
 
 
+class OrientationConfig(_Section):
+    """Turning every image upright before the patch embedding; an extension, off by default.
+
+    See :mod:`gsalign.model.orientation` and docs/alignment.md.
+
+    Attributes:
+        enabled: whether images are turned, and the predictor of their roll trained.
+        size: side of the square copy the predictor looks at, in pixels; a multiple of 2 to the
+            power of the number of ``channels``.
+        channels: of the predictor's convolutions, each of which halves the copy.
+        hidden: width of its hidden layer.
+    """
+
+    enabled: bool = False
+    size: Positive = 32
+    channels: tuple[Positive, ...] = (16, 32, 64)
+    hidden: Positive = 64
+
+    @model_validator(mode="after")
+    def _halves_evenly(self) -> OrientationConfig:
+        factor = 2 ** len(self.channels)
+        if not self.channels or self.size % factor:
+            raise ValueError(
+                f"size {self.size} must be a multiple of {factor}, since each of the "
+                f"{len(self.channels)} channels (at least one) halves the copy"
+            )
+        return self
+
+
 class LossConfig(_Section):
     """Weights of the losses. ``mask`` is the paper's beta, ``deformation`` its alpha.
 
     The published CARGO configuration leaves the deformation term out (weight 0); the paper and the
     published AG-ReID configurations have it. ``part_identity`` and ``part_collapse`` count only
-    where the network has parts.
+    where the network has parts, ``orientation`` only where ``model.orientation`` is enabled.
     """
 
     identity: Weight = 1.0
@@ -79,6 +108,7 @@ class LossConfig(_Section):
     deformation: Weight = 0.5
     part_identity: Weight = 1.0
     part_collapse: Weight = 1.0
+    orientation: Weight = 1.0
 
 
 class ModelConfig(_Section):
@@ -112,6 +142,7 @@ class ModelConfig(_Section):
     num_identities: Positive = 2500
     num_views: Positive = 2
     parts: Annotated[int, Field(ge=0)] = 0
+    orientation: OrientationConfig = OrientationConfig()
     ltps: LtpsConfig = LtpsConfig()
     dam: DamConfig = DamConfig()
     heads: HeadsConfig = HeadsConfig()

@@ -11,6 +11,7 @@ from gsalign.model import losses
 from gsalign.model.config import ModelConfig
 from gsalign.model.dam import DAM, patch_mean
 from gsalign.model.heads import ClassifierHead
+from gsalign.model.orientation import Uprighting
 from gsalign.model.parts import PartBranch, PartEmbeddings, PartOutput
 from gsalign.model.precision import promote, without_autocast
 from gsalign.model.vit import Backbone
@@ -27,6 +28,8 @@ class FeatureOutput:
         patch_mean: ``[B, C]``, mean of the raw patch embeddings.
         angles: ``[L, B]``, LTPS angles in radians, one row per layer that has an LTPS.
         parts: masks, embeddings and visibilities of the body parts; None where there are none.
+        direction: ``[B, 2]``, (cos, sin) of the roll that was undone before all else; None where
+            images are not turned.
     """
 
     global_feature: Tensor
@@ -35,6 +38,7 @@ class FeatureOutput:
     patch_mean: Tensor
     angles: Tensor
     parts: PartOutput | None = None
+    direction: Tensor | None = None
 
 
 class GSAlign(nn.Module):
@@ -57,10 +61,13 @@ class GSAlign(nn.Module):
         self.dam = DAM(config.width, config.dam) if config.dam.enabled else None
         self.identity_head = ClassifierHead(config.width, config.num_identities)
         self.view_head = ClassifierHead(config.width, config.num_views)
-        # Last, so that a network without parts draws the same initial values as ever.
+        # Last, so that a network without them draws the same initial values as ever.
         self.parts: PartBranch | None = None
         if config.parts:
             self.parts = PartBranch(config.width, config.grid, config.parts, config.num_identities)
+        self.uprighting: Uprighting | None = None
+        if config.orientation.enabled:
+            self.uprighting = Uprighting(config.image_size, config.orientation)
 
     def _check(self, images: Tensor) -> None:
         height, width = self.config.image_size
@@ -74,6 +81,13 @@ class GSAlign(nn.Module):
                 f"images must be floating point in [-1, 1], got {images.dtype}: normalise with "
                 "(x - 127.5) / 127.5"
             )
+
+    def _patches(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Raw patches ``[B, N, C]`` of the images, turned upright where the network does that."""
+        direction = None
+        if self.uprighting is not None:
+            images, direction = self.uprighting(images)
+        return self.backbone.patches(images), direction
 
     def _features(
         self, patches: Tensor, *, stochastic: bool
@@ -97,7 +111,7 @@ class GSAlign(nn.Module):
             TypeError: the images are not floating point.
         """
         self._check(images)
-        patches = self.backbone.patches(images)
+        patches, direction = self._patches(images)
         global_feature, view_feature, angles, parts = self._features(patches, stochastic=True)
         return FeatureOutput(
             global_feature=global_feature,
@@ -106,6 +120,7 @@ class GSAlign(nn.Module):
             patch_mean=patch_mean(patches),
             angles=angles,
             parts=parts,
+            direction=direction,
         )
 
     def embed(self, images: Tensor) -> Tensor:
@@ -145,7 +160,7 @@ class GSAlign(nn.Module):
     def _embedded(self, images: Tensor) -> tuple[Tensor, PartOutput | None]:
         """The identity neck's output ``[B, C]``, and the parts before their necks."""
         self._check(images)
-        patches = self.backbone.patches(images)
+        patches, _ = self._patches(images)
         global_feature, view_feature, _, parts = self._features(patches, stochastic=False)
         return self.identity_head.embed(global_feature - view_feature), parts
 
@@ -172,7 +187,7 @@ class GSAlign(nn.Module):
             Scalars ``identity``, ``triplet``, ``view``, ``orthogonality``, ``mask`` and
             ``deformation``, float32 (float64 for a float64 network). Without DAM ``mask`` is 0,
             without LTPS ``deformation`` is 0. With parts also ``part_identity`` and
-            ``part_collapse``.
+            ``part_collapse``, where images are turned upright also ``orientation``.
 
         Raises:
             ValueError: images or labels have the wrong size.
@@ -191,7 +206,7 @@ class GSAlign(nn.Module):
                 "image are empty; drop incomplete batches"
             )
         identities, views = identities.long(), views.long()
-        patches = self.backbone.patches(images)
+        patches, _ = self._patches(images)
         global_feature, view_feature, angles, parts = self._features(patches, stochastic=True)
         feature = global_feature - view_feature
         identity_logits = self.identity_head(feature)
@@ -201,6 +216,10 @@ class GSAlign(nn.Module):
 
         weights = self.config.losses
         part_logits = None if parts is None else parts.logits
+        turned: dict[str, Tensor] = {}
+        if self.uprighting is not None:
+            loss = self.uprighting.loss(images, identities, views)
+            turned["orientation"] = weights.orientation * loss
         with without_autocast(images):
             terms = {
                 "identity": weights.identity * losses.classification(identity_logits, identities),
@@ -219,7 +238,7 @@ class GSAlign(nn.Module):
                     * self.parts.identity_loss(parts, identities),
                     "part_collapse": weights.part_collapse * losses.part_collapse(parts.logits),
                 }
-            return terms
+            return terms | turned
 
     def forward(
         self, images: Tensor, identities: Tensor | None = None, views: Tensor | None = None

@@ -6,13 +6,14 @@ from gsalign.data.synthetic.body import PARTS
 from gsalign.data.synthetic.config import RENDERER_VERSION, SyntheticConfig
 from gsalign.data.synthetic.contact_sheet import contact_sheet
 from gsalign.data.synthetic.part_labels import has_part_labels, read_part_labels
-from gsalign.data.synthetic.truth import BODY_PARTS, TruthRow, read_truth
+from gsalign.data.synthetic.truth import BODY_PARTS, TRUTH_FILE, TruthRow, read_truth
 from gsalign.data.synthetic.writer import GenerationReport, generate, generation_settings
 
 __all__ = [
     "BODY_PARTS",
     "PARTS",
     "RENDERER_VERSION",
+    "TRUTH_FILE",
     "GenerationReport",
     "SyntheticConfig",
     "TruthRow",
