@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 COLLAPSED = 0.01
 """Mean and spread of the angle below which a layer is said to have collapsed, radians."""
 
+TOLERANCE = 0.1
+"""Of a patch, beyond the border: less is not called clamped, or any angle would clamp the rim."""
+
 IMAGE = "image"
 """Name of the angle by which the image itself is turned, beside those of the layers."""
 
@@ -35,7 +38,8 @@ class AngleStatistics:
         absolute: mean of the absolute value.
         moved: of the control points, root mean square distance from the regular grid, whose map
             reaches from -1 to 1.
-        clamped: share of the map's positions that are read beyond its border.
+        clamped: share of the map's positions that are read beyond its border, by more than a
+            tenth of a patch.
         full_circle: whether the angle goes all round, so that it has no limit to run to.
     """
 
@@ -100,8 +104,10 @@ class AngleMonitor:
             [angles.mean(1), angles.std(1, correction=0), angles.abs().mean(1)], dim=1
         ).tolist()
         return {
-            layer: AngleStatistics(*row, *self._warp_of(layer), full_circle=layer == IMAGE)
-            for layer, row in zip(self._last, columns, strict=True)
+            layer: AngleStatistics(
+                mean, std, absolute, *self._warp_of(layer), full_circle=layer == IMAGE
+            )
+            for layer, (mean, std, absolute) in zip(self._last, columns, strict=True)
         }
 
     @torch.no_grad()
@@ -113,8 +119,9 @@ class AngleMonitor:
         points = module.source_points.double().cpu()
         moved = (points - control_grid(module.control_points)).square().sum(dim=1).mean().sqrt()
         grid = module.sampling_grid(self._last[layer])
-        # A rounding error beyond the border is not beyond it.
-        beyond = (grid.abs() > 1 + 1e-4).any(dim=-1).float().mean()
+        rows, columns = module.size
+        patch = grid.new_tensor([2 / (columns - 1), 2 / (rows - 1)])
+        beyond = (grid.abs() > 1 + TOLERANCE * patch).any(dim=-1).float().mean()
         return float(moved), float(beyond)
 
     def warn(self, statistics: dict[str, AngleStatistics]) -> None:

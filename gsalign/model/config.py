@@ -70,24 +70,25 @@ class OrientationConfig(_Section):
 
     Attributes:
         enabled: whether images are turned, and the predictor of their roll trained.
-        size: side of the square copy the predictor looks at, in pixels; a multiple of 2 to the
-            power of the number of ``channels``.
-        channels: of the predictor's convolutions, each of which halves the copy.
-        hidden: width of its hidden layer.
+        rings: R, of the polar map that the predictor looks at.
+        rays: T, of that map.
+        width: channels of the predictor's circular convolutions.
+        kernels: how many rays each of them reaches over; odd.
     """
 
     enabled: bool = False
-    size: Positive = 32
-    channels: tuple[Positive, ...] = (16, 32, 64)
-    hidden: Positive = 64
+    rings: Positive = 16
+    rays: Annotated[int, Field(ge=4)] = 32
+    width: Positive = 64
+    kernels: tuple[Positive, ...] = (5, 9, 17)
 
     @model_validator(mode="after")
-    def _halves_evenly(self) -> OrientationConfig:
-        factor = 2 ** len(self.channels)
-        if not self.channels or self.size % factor:
+    def _reaches_both_ways(self) -> OrientationConfig:
+        wrong = [kernel for kernel in self.kernels if kernel % 2 == 0 or kernel > self.rays]
+        if wrong or not self.kernels:
             raise ValueError(
-                f"size {self.size} must be a multiple of {factor}, since each of the "
-                f"{len(self.channels)} channels (at least one) halves the copy"
+                f"kernels {list(self.kernels)} must be odd numbers, at least one and none above "
+                f"rays {self.rays}: a convolution reaches as far to either side of a ray"
             )
         return self
 

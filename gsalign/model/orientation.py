@@ -1,7 +1,8 @@
 """Turning images upright before the network sees them; an extension beyond the published code.
 
-The angle is a direction, (cos, sin) of the roll, over the full circle. It lives in the image
-squeezed to a square, where turning by any angle keeps the inscribed disc and everything in it.
+The angle is a direction, (cos, sin) of the roll, over the full circle. It is read from the disc
+inscribed in the image squeezed to a square, in polar coordinates: there a turn of the image is a
+circular shift, and a network of circular convolutions turns its answer by just as much.
 """
 
 from __future__ import annotations
@@ -16,9 +17,6 @@ import gsalign_kernels
 from gsalign.model.config import OrientationConfig
 from gsalign.model.precision import promote, without_autocast
 
-CANDIDATES = 16
-"""Turns of an aerial image that are compared with ground images, evenly over the circle."""
-
 SHARPNESS = 20.0
 """How much likelier a turn is whose correlation with the ground images is higher by 1, as log."""
 
@@ -31,12 +29,6 @@ def unit(vectors: Tensor) -> Tensor:
 def directions(angle: Tensor) -> Tensor:
     """Radians ``[...]`` to (cos, sin) ``[..., 2]``."""
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
-
-
-def rotated(direction: Tensor, by: Tensor) -> Tensor:
-    """Directions turned further: ``[B, 2], [B, 2] -> [B, 2]``, the product of complex numbers."""
-    (c, s), (d, t) = direction.unbind(-1), by.unbind(-1)
-    return torch.stack([c * d - s * t, s * d + c * t], dim=-1)
 
 
 def turn(
@@ -79,56 +71,92 @@ def centres(size: int, like: Tensor) -> Tensor:
     return (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) * (2 / size) - 1
 
 
-def squared_radius(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """x^2 ``[1, size]`` and y^2 ``[size, 1]`` of the pixels of a square copy."""
-    squares = centres(size, like).square()
-    return squares.unsqueeze(0), squares.unsqueeze(1)
+def rays(count: int, like: Tensor) -> Tensor:
+    """Evenly over the circle, ``[count, 2]`` (cos, sin); 0 is up, then clockwise."""
+    steps = torch.arange(count, dtype=like.dtype, device=like.device)
+    return directions(steps * (2 * math.pi / count))
 
 
-def standardised(images: Tensor, weights: Tensor) -> Tensor:
+def radii(count: int, like: Tensor) -> Tensor:
+    """Middles of rings of equal width, ``[count]`` in (0, 1)."""
+    return (centres(count, like) + 1) / 2
+
+
+def polar(images: Tensor, rings: int, angles: int) -> Tensor:
+    """The inscribed disc, in the image squeezed to a square, by ring and ray.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        rings: R.
+        angles: T.
+
+    Returns:
+        ``[B, C, R, T]``, in float32 or float64. Rolling the content clockwise by k rays moves
+        column t to t + k.
+    """
+    side = 2 * rings
+    copies = promote(functional.interpolate(images, size=(side, side), mode="area"))
+    up, right = rays(angles, copies).unbind(dim=1)
+    radius = radii(rings, copies).unsqueeze(1)
+    grid = torch.stack([radius * right, -radius * up], dim=2)
+    grid = grid.expand(len(copies), -1, -1, -1)
+    return functional.grid_sample(copies, grid, padding_mode="border", align_corners=False)
+
+
+def standardised(maps: Tensor, weights: Tensor) -> Tensor:
     """Each channel without its mean, each image over its deviation, both under the weights.
 
     Args:
-        images: ``[B, C, S, S]``.
-        weights: ``[S, S]`` with sum 1.
+        maps: ``[B, C, R, T, ...]``.
+        weights: ``[R, T, ...]`` or what broadcasts to it, summing to 1 over R and T.
     """
-    images = images - (images * weights).sum(dim=(2, 3), keepdim=True)
-    variance = (images.square() * weights).sum(dim=(2, 3), keepdim=True).mean(dim=1, keepdim=True)
+    maps = maps - (maps * weights).sum(dim=(2, 3), keepdim=True)
+    variance = (maps.square() * weights).sum(dim=(2, 3), keepdim=True).mean(dim=1, keepdim=True)
     # 0.05: noise of an image of one colour stays noise.
-    return images / (variance.sqrt() + 0.05)
+    return maps / (variance.sqrt() + 0.05)
 
 
 class OrientationPredictor(nn.Module):
-    """The direction of a person's roll from a small square copy of the image.
+    """The direction of a person's roll from the polar map of an image.
 
-    Three convolutions of stride 2 with group norms, a hidden layer, two numbers made a unit vector.
-    Only the disc that a turn leaves in place is looked at: the corners would give the turn away.
+    Circular convolutions with group norms along the circle, whose channels at first are colours by
+    ring, give one number per ray; the direction is their first harmonic, made a unit vector. So
+    turning the content by a ray turns the answer by just as much, whatever the weights are.
 
     Args:
-        config: side of the copy and widths.
+        config: rings, rays, widths and reach of the convolutions.
     """
 
     def __init__(self, config: OrientationConfig) -> None:
         super().__init__()
+        self.rings, self.rays = config.rings, config.rays
         layers: list[nn.Module] = []
-        width = 3
-        for channels in config.channels:
-            convolution = nn.Conv2d(width, channels, 3, stride=2, padding=1, bias=False)
-            layers += [convolution, nn.GroupNorm(math.gcd(4, channels), channels), nn.ReLU()]
-            width = channels
-        side = config.size >> len(config.channels)
+        width = 3 * config.rings
+        for kernel in config.kernels:
+            layers += [
+                nn.Conv1d(
+                    width,
+                    config.width,
+                    kernel,
+                    padding=kernel // 2,
+                    padding_mode="circular",
+                    bias=False,
+                ),
+                nn.GroupNorm(1, config.width),
+                nn.ReLU(),
+            ]
+            width = config.width
         self.body = nn.Sequential(*layers)
-        self.hidden = nn.Linear(width * side * side, config.hidden)
-        self.out = nn.Linear(config.hidden, 2)
+        self.out = nn.Conv1d(width, 1, 1, bias=False)
 
-    def forward(self, copies: Tensor) -> Tensor:
-        """``[B, 3, S, S] -> [B, 2]``, (cos, sin) of the roll, float32 or float64."""
-        x, y = squared_radius(copies.shape[2], copies)
-        disc = ((x + y) < 1).to(copies.dtype)
-        seen = standardised(copies, disc / disc.sum()) * disc
-        hidden = self.hidden(self.body(seen).flatten(1)).relu()
-        with without_autocast(copies):
-            return unit(promote(self.out(hidden.to(self.out.weight.dtype))))
+    def forward(self, maps: Tensor) -> Tensor:
+        """``[B, 3, R, T] -> [B, 2]``, (cos, sin) of the roll, float32 or float64."""
+        area = radii(self.rings, maps).unsqueeze(1).expand(-1, self.rays)
+        seen = standardised(maps, area / area.sum()).flatten(1, 2)
+        with without_autocast(maps):
+            # A few million products per image: float32 costs nothing, and a direction is delicate.
+            scores = promote(self.out(self.body(seen.to(self.out.weight.dtype)))).squeeze(1)
+            return unit(scores @ rays(self.rays, scores))
 
 
 class Uprighting(nn.Module):
@@ -143,18 +171,17 @@ class Uprighting(nn.Module):
 
     def __init__(self, image_size: tuple[int, int], config: OrientationConfig) -> None:
         super().__init__()
-        self.size = config.size
         self.aspect = image_size[1] / image_size[0]
         self.predictor = OrientationPredictor(config)
 
-    def copies(self, images: Tensor) -> Tensor:
-        """The small square copies that are looked at: ``[B, 3, H, W] -> [B, 3, S, S]``."""
-        return functional.interpolate(images, size=(self.size, self.size), mode="area")
+    def maps(self, images: Tensor) -> Tensor:
+        """What the predictor looks at: ``[B, 3, H, W] -> [B, 3, R, T]``."""
+        return polar(images, self.predictor.rings, self.predictor.rays)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Turned images ``[B, 3, H, W]`` and the directions they had, ``[B, 2]``; no gradient."""
         with torch.no_grad():
-            direction = self.predictor(self.copies(images))
+            direction = self.predictor(self.maps(images))
             return self.turn(images, direction), direction
 
     def turn(self, images: Tensor, direction: Tensor, *, mode: str = "bilinear") -> Tensor:
@@ -164,9 +191,7 @@ class Uprighting(nn.Module):
     def loss(self, images: Tensor, identities: Tensor, views: Tensor) -> Tensor:
         """How far predictions are from what a batch tells about its rolls.
 
-        Every image is turned by an angle drawn anew over the full circle, and its prediction must
-        be :func:`targets` turned by as much: mean of ``|t| - u . R t``. So the prediction is held
-        equivariant, and its constant and its sense are fixed.
+        With u the prediction and t its :func:`targets` the mean of ``|t| - u . t``.
 
         Args:
             images: ``[B, 3, H, W]``, not yet turned.
@@ -176,57 +201,54 @@ class Uprighting(nn.Module):
         Returns:
             Scalar of at least 0.
         """
-        with torch.no_grad():
-            copies = self.copies(images)
-            wanted = targets(copies, identities, views)
-            drawn = torch.rand(len(copies), device=copies.device) * (2 * math.pi)
-            turned = turn(copies, directions(-drawn).to(copies.dtype))
-        predicted = self.predictor(turned)
-        with without_autocast(copies):
-            wanted = rotated(wanted, directions(drawn)).to(predicted.dtype)
-            return (wanted.norm(dim=1) - (predicted * wanted).sum(dim=1)).mean()
+        maps = self.maps(images.detach())
+        wanted = targets(maps, identities, views)
+        predicted = self.predictor(maps)
+        return (wanted.norm(dim=1) - (predicted * wanted.to(predicted.dtype)).sum(dim=1)).mean()
 
 
-def targets(copies: Tensor, identities: Tensor, views: Tensor) -> Tensor:
+@torch.no_grad()
+def targets(maps: Tensor, identities: Tensor, views: Tensor) -> Tensor:
     """What a batch tells about its rolls, without any label of angles.
 
     A ground camera stands upright: (1, 0). An aerial image, turned upright, looks like the ground
-    images of the same person: hair, coat and trousers lie in the same order. So of 16 turns the
-    likelier ones correlate better with the mean of that person's ground images in the batch; the
-    target is their mean direction, the shorter the less they agree. Without ground images it is 0.
+    images of the same person: hair, coat and trousers lie in the same order. So of the turns by
+    whole rays the likelier ones correlate better with the mean of that person's ground images in
+    the batch; the target is their mean direction, the shorter the less they agree. Without ground
+    images it is 0.
 
     Args:
-        copies: ``[B, 3, S, S]``, the square copies.
+        maps: ``[B, 3, R, T]``, see :func:`polar`.
         identities: ``[B]`` int64.
         views: ``[B]`` int64, 0 ground, 1 aerial.
 
     Returns:
         ``[B, 2]``, of length at most 1, float32 or float64.
     """
-    with without_autocast(copies):
-        copies = promote(copies)
-        batch, _, size, _ = copies.shape
-        weights = _body_weights(size, copies)
-        seen = standardised(copies, weights)
+    with without_autocast(maps):
+        rings, count = maps.shape[2:]
+        weights = _body_weights(rings, count, maps)
+        upright = standardised(maps, weights)
         ground = views == 0
         mates = (identities.unsqueeze(1) == identities.unsqueeze(0)) & ground
         share = mates / mates.sum(dim=1, keepdim=True).clamp(min=1)
-        pattern = ((share.to(copies) @ seen.flatten(1)).view_as(seen) * weights).flatten(1)
+        pattern = (share.to(maps) @ upright.flatten(1)).view_as(upright) * weights
 
-        angles = torch.arange(CANDIDATES, device=copies.device) * (2 * math.pi / CANDIDATES)
-        candidates = directions(angles).to(copies)
-        turned = turn(
-            copies.repeat(CANDIDATES, 1, 1, 1), candidates.repeat_interleave(batch, dim=0)
-        )
-        turned = standardised(turned, weights).flatten(1).view(CANDIDATES, batch, -1)
-        correlation = (turned * pattern).sum(dim=2) / 3
-        aerial = (SHARPNESS * correlation).softmax(dim=0).T @ candidates
+        # Column (t, k) is what ray t shows when a roll by k rays is undone.
+        ray = torch.arange(count, device=maps.device)
+        shifted = maps[..., (ray.unsqueeze(1) + ray.unsqueeze(0)) % count]
+        shifted = standardised(shifted, weights.unsqueeze(2))
+        correlation = torch.einsum("bcrtk,bcrt->bk", shifted, pattern) / maps.shape[1]
+        candidates = rays(count, maps)
+        aerial = (SHARPNESS * correlation).softmax(dim=1) @ candidates
         aerial = aerial * mates.any(dim=1, keepdim=True)
         return torch.where(ground.unsqueeze(1), candidates[:1], aerial)
 
 
-def _body_weights(size: int, like: Tensor) -> Tensor:
-    """Where a person stands in an upright image: a bell of 0.35 x 0.6 in the disc, sum 1."""
-    x, y = squared_radius(size, like)
-    weights = torch.exp(-x / (2 * 0.35**2) - y / (2 * 0.6**2)) * ((x + y) < 1)
+def _body_weights(rings: int, count: int, like: Tensor) -> Tensor:
+    """Where a person stands in an upright image: a bell of 0.35 x 0.6, by area, ``[R, T]``."""
+    up, right = rays(count, like).unbind(dim=1)
+    radius = radii(rings, like).unsqueeze(1)
+    x, y = radius * right, radius * up
+    weights = radius * torch.exp(-x.square() / (2 * 0.35**2) - y.square() / (2 * 0.6**2))
     return weights / weights.sum()

@@ -12,7 +12,7 @@ from gsalign.model import GSAlign, ModelConfig, load_model, save_weights
 from gsalign.model.orientation import (
     Uprighting,
     directions,
-    rotated,
+    polar,
     standardised,
     targets,
     turn,
@@ -23,7 +23,7 @@ from gsalign.model.orientation import (
 @pytest.fixture
 def config(tiny_config) -> ModelConfig:
     orientation = tiny_config.orientation.model_copy(
-        update={"enabled": True, "size": 16, "channels": (4, 8), "hidden": 8}
+        update={"enabled": True, "rings": 4, "rays": 8, "width": 8, "kernels": (3, 5)}
     )
     return tiny_config.model_copy(update={"orientation": orientation})
 
@@ -82,10 +82,32 @@ def test_the_turn_is_grid_sample_on_an_affine_grid():
     torch.testing.assert_close(turn(images, direction, aspect=0.5), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_directions_multiply_as_angles_add():
-    first, second = torch.rand(6) * 7, torch.rand(6) * 7
+def test_a_roll_by_whole_rays_shifts_the_polar_map():
+    """A quarter of the circle, which the square grid of pixels allows exactly."""
+    images = torch.randn(2, 3, 32, 32)
+    rolled = torch.rot90(images, k=-1, dims=(2, 3))  # clockwise
     torch.testing.assert_close(
-        rotated(directions(first), directions(second)), directions(first + second)
+        polar(rolled, 8, 16), polar(images, 8, 16).roll(4, dims=3), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_rays_go_clockwise_from_the_top():
+    images = torch.zeros(1, 1, 32, 32)
+    images[:, :, :8, 12:20] = 1.0
+    images[:, :, 12:20, 24:] = 2.0
+    outer = polar(images, 8, 8)[0, 0, -2]
+    assert outer.tolist() == pytest.approx([1, 0, 2, 0, 0, 0, 0, 0], abs=1e-5)
+
+
+def test_the_predictor_turns_its_answer_with_the_image(config):
+    """Whatever its weights are."""
+    uprighting = Uprighting((32, 32), config.orientation).double()
+    maps = torch.randn(4, 3, 4, 8, dtype=torch.float64)
+    with torch.no_grad():
+        before, after = uprighting.predictor(maps), uprighting.predictor(maps.roll(3, dims=3))
+    by = torch.complex(*directions(torch.tensor(2 * math.pi * 3 / 8).double()))
+    torch.testing.assert_close(
+        torch.complex(*after.T.contiguous()), torch.complex(*before.T.contiguous()) * by
     )
 
 
@@ -105,13 +127,13 @@ def test_standardised_images_do_not_see_brightness_and_contrast():
 
 
 def test_targets_find_the_roll_of_aerial_images_by_the_ground_images_of_the_person():
-    """Six people, upright from the ground and rolled from the air; angles between the 16 tried."""
+    """Six people, upright from the ground and rolled from the air, by angles between the rays."""
     upright = person(6, seed=1)
     rolls = torch.linspace(0.3, 6.0, 6)
     aerial = turn(upright, directions(-rolls))
     identities = torch.arange(6).repeat(2)
     views = torch.tensor([0] * 6 + [1] * 6)
-    found = targets(torch.cat([upright, aerial]), identities, views)
+    found = targets(polar(torch.cat([upright, aerial]), 16, 32), identities, views)
     assert torch.equal(found[:6], torch.tensor([[1.0, 0.0]] * 6))
     closeness = (unit(found[6:]) * directions(rolls)).sum(dim=1)
     assert closeness.min() > math.cos(math.radians(20))
@@ -119,27 +141,25 @@ def test_targets_find_the_roll_of_aerial_images_by_the_ground_images_of_the_pers
 
 
 def test_an_aerial_image_without_ground_images_of_the_person_has_no_target():
-    copies = person(3, seed=2)
-    found = targets(copies, torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]))
+    maps = polar(person(3, seed=2), 16, 32)
+    found = targets(maps, torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]))
     assert torch.equal(found[0], torch.zeros(2))
     assert found[1].norm() > 0
 
 
-def test_the_loss_teaches_the_roll():
-    """On people of four colours the predictor learns to tell it, given ground images alone."""
-    torch.manual_seed(0)
-    config = ModelConfig().orientation.model_copy(update={"size": 16, "channels": (8, 16)})
-    uprighting = Uprighting((32, 32), config)
-    optimizer = torch.optim.AdamW(uprighting.parameters(), lr=5e-3)
-    ground = torch.zeros(32, dtype=torch.int64)
-    people = person(32, seed=3)
+def test_the_loss_teaches_the_roll(config):
+    """On people of three colours the predictor learns to tell it, given ground images alone."""
+    uprighting = Uprighting((32, 32), config.orientation)
+    optimizer = torch.optim.AdamW(uprighting.parameters(), lr=1e-2)
+    ground = torch.zeros(16, dtype=torch.int64)
+    people = person(16, seed=3)
     people[:, :, 2:9, 10:22] = 1.0  # all have white hair
     for _ in range(60):
-        loss = uprighting.loss(people, torch.arange(32), ground)
+        loss = uprighting.loss(people, torch.arange(16), ground)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    rolls = torch.rand(32) * 2 * math.pi
+    rolls = torch.rand(16) * 2 * math.pi
     turned, direction = uprighting(turn(people, directions(-rolls)))
     assert (direction * directions(rolls)).sum(dim=1).mean() > 0.9
     assert turned.shape == people.shape and not direction.requires_grad
@@ -184,7 +204,7 @@ def test_it_survives_a_checkpoint(config, tmp_path, make_batch):
     )
 
 
-@pytest.mark.parametrize("size", [20, 4])
-def test_a_copy_that_cannot_be_halved_is_refused(size):
-    with pytest.raises(ValueError, match="multiple of 8"):
-        ModelConfig(orientation={"size": size})
+@pytest.mark.parametrize("kernels", [[4], [33], []])
+def test_kernels_that_do_not_reach_both_ways_are_refused(kernels):
+    with pytest.raises(ValueError, match="must be odd numbers"):
+        ModelConfig(orientation={"kernels": kernels})
