@@ -31,7 +31,8 @@ def add_parser(subparsers: Any) -> None:
         description="Prints Rank-1, Rank-5, Rank-10, mAP, mINP and metric by protocol, with the "
         "number of valid queries. A<->G exists in two forms that give different numbers; both are "
         "printed, by name. For a network with parts on a generated set with label maps "
-        "(write_parts) also how its part masks agree with the true parts.",
+        "(write_parts) also how its part masks agree with the true parts; on any generated set how "
+        "its angles agree with the true roll of the cameras.",
     )
     add_config_options(parser)
     add_speed_options(parser)
@@ -206,7 +207,7 @@ def evaluate_checkpoint(
     from gsalign.engine.compilation import compile_embedding
     from gsalign.engine.distributed import build_accelerator
     from gsalign.engine.loading import load_network
-    from gsalign.engine.testing import embed_splits, measure_parts
+    from gsalign.engine.testing import embed_splits, measure_parts, measure_rolls
     from gsalign.evaluation import Search
     from gsalign.evaluation import compare as compare_features
     from gsalign.evaluation.report import results_dict, results_table
@@ -240,6 +241,7 @@ def evaluate_checkpoint(
             )
         features.append(made)
     agreement = measure_parts(network, splits[0], dataset.root, data, accelerator)
+    rolls = measure_rolls(network, splits[0], dataset.root, data, accelerator)
     comparisons = [compare_features(*features[0], name, wanted.search) for name in names]
     results = {comparison.protocol.name: comparison.evaluate() for comparison in comparisons}
     title = f"{checkpoint} on {dataset.root}"
@@ -253,6 +255,9 @@ def evaluate_checkpoint(
     if agreement is not None:
         console.print(agreement.as_table())
         document["parts"] = agreement.as_dict()
+    if rolls is not None:
+        console.print(rolls.as_table())
+        document["rolls"] = rolls.as_dict()
     if wanted.roc:
         document["roc"] = _print_roc(comparisons, dataset.name, console)
     if wanted.threshold is not None:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from gsalign.model.ltps import LTPS, control_grid
 from gsalign.model.network import GSAlign
 
 logger = logging.getLogger(__name__)
 
 COLLAPSED = 0.01
 """Mean and spread of the angle below which a layer is said to have collapsed, radians."""
+
+TOLERANCE = 0.1
+"""Of a patch, beyond the border: less is not called clamped, or any angle would clamp the rim."""
+
+IMAGE = "image"
+"""Name of the angle by which the image itself is turned, beside those of the layers."""
 
 SATURATED = 0.98 * math.pi / 2
 """Mean absolute angle above which a layer is said to be saturated, radians."""
@@ -28,51 +36,110 @@ class AngleStatistics:
         mean: signed mean.
         std: spread over the images of the batch.
         absolute: mean of the absolute value.
+        moved: of the control points, root mean square distance from the regular grid, whose map
+            reaches from -1 to 1.
+        clamped: share of the map's positions that are read beyond its border, by more than a
+            tenth of a patch.
+        full_circle: whether the angle goes all round, so that it has no limit to run to.
     """
 
     mean: float
     std: float
     absolute: float
+    moved: float = 0.0
+    clamped: float = 0.0
+    full_circle: bool = False
 
     @property
     def state(self) -> str:
         """``"collapsed"``, ``"saturated"`` or ``"alive"``."""
         if self.absolute < COLLAPSED and self.std < COLLAPSED:
             return "collapsed"
-        return "saturated" if self.absolute > SATURATED else "alive"
+        saturated = not self.full_circle and self.absolute > SATURATED
+        return "saturated" if saturated else "alive"
+
+
+def atan2_of(direction: Tensor) -> Tensor:
+    """(cos, sin) ``[..., 2]`` as angles in (-pi, pi]."""
+    return torch.atan2(direction[..., 1].float(), direction[..., 0].float())
+
+
+def _figures(angles: Tensor, warp: LTPS | None = None) -> Tensor:
+    """Those of :class:`AngleStatistics` over ``[B]``, ``[5]`` on the device of the angles."""
+    zero = angles.new_zeros(())
+    moved, clamped = (zero, zero) if warp is None else _warp_of(warp, angles)
+    return torch.stack(
+        [angles.mean(), angles.std(correction=0), angles.abs().mean(), moved, clamped]
+    )
+
+
+def _warp_of(module: LTPS, angles: Tensor) -> tuple[Tensor, Tensor]:
+    """How far the control points have moved, and the share of positions beyond the border."""
+    regular = control_grid(module.control_points).to(angles)
+    moved = (module.source_points.to(angles) - regular).square().sum(dim=1).mean().sqrt()
+    grid = module.sampling_grid(angles)
+    rows, columns = module.size
+    patch = grid.new_tensor([2 / max(columns - 1, 1), 2 / max(rows - 1, 1)])
+    beyond = (grid.abs() > 1 + TOLERANCE * patch).any(dim=-1)
+    return moved, beyond.to(angles).mean()
 
 
 class AngleMonitor:
     """Keeps the angles of the last training batch and reads them when asked.
 
-    Adds a forward hook to the backbone, so that training needs no second forward and no other
-    return value than the losses. Keeping is free; only :meth:`read` waits for the device.
+    Adds forward hooks to the backbone and to what turns images, so that training needs no second
+    forward and no other return value than the losses. Keeping is free; only :meth:`read` waits for
+    the device.
 
     Args:
         model: the network, unwrapped and not yet compiled.
     """
 
     def __init__(self, model: GSAlign) -> None:
-        self._layers = tuple(str(layer) for layer in model.config.ltps_layers)
+        self._layers = {
+            str(layer): cast(LTPS, model.backbone.ltps[str(layer)])
+            for layer in model.config.ltps_layers
+        }
         self._last: Tensor | None = None
+        self._direction: Tensor | None = None
         self._told: dict[str, str] = {}
         # Not of the LTPS layers: what is computed again in the backward pass has no hooks.
         model.backbone.register_forward_hook(self._keep)
+        if model.uprighting is not None:
+            model.uprighting.register_forward_hook(self._keep_direction)
 
     def _keep(self, module: nn.Module, arguments: object, output: tuple[Tensor, Tensor]) -> None:
         if module.training:
             self._last = output[1].detach()
 
+    def _keep_direction(
+        self, module: nn.Module, arguments: object, output: tuple[Tensor, Tensor]
+    ) -> None:
+        if module.training:
+            self._direction = output[1].detach()
+
+    @torch.no_grad()
     def read(self) -> dict[str, AngleStatistics]:
-        """Statistics of every layer over the last batch of this process, by block number."""
-        if self._last is None or not self._layers:
+        """Statistics over the last batch of this process, by block number.
+
+        Where the network turns images, those of that turn come first, as ``"image"``. Warps are
+        those that the angles make with the control points as they now are.
+        """
+        rows: dict[str, Tensor] = {}
+        if self._direction is not None:
+            rows[IMAGE] = _figures(atan2_of(self._direction))
+        if self._last is not None:
+            for (layer, module), angles in zip(
+                self._layers.items(), self._last.float(), strict=True
+            ):
+                rows[layer] = _figures(angles, module)
+        if not rows:
             return {}
-        angles = self._last.float()
-        columns = torch.stack(
-            [angles.mean(1), angles.std(1, correction=0), angles.abs().mean(1)], dim=1
-        ).tolist()
+        # All in one copy, the only time that the host waits.
+        figures = torch.stack(list(rows.values())).tolist()
         return {
-            layer: AngleStatistics(*row) for layer, row in zip(self._layers, columns, strict=True)
+            layer: AngleStatistics(mean, std, absolute, moved, clamped, full_circle=layer == IMAGE)
+            for layer, (mean, std, absolute, moved, clamped) in zip(rows, figures, strict=True)
         }
 
     def warn(self, statistics: dict[str, AngleStatistics]) -> None:

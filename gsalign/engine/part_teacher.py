@@ -71,10 +71,15 @@ def write_part_labels(
         with torch.inference_mode():
             for batch in evaluation_loader(split, config):
                 with accelerator.autocast():
-                    seen = network.forward_features(batch.images.to(accelerator.device)).parts
-                assert seen is not None
-                masks = seen.masks.unflatten(2, network.config.mask_grid)
+                    seen = network.forward_features(batch.images.to(accelerator.device))
+                parts = seen.parts
+                assert parts is not None
+                masks = parts.masks.unflatten(2, network.config.mask_grid)
                 labels = _labels(masks, network.config.image_size, values, sure)
+                if network.uprighting is not None and seen.direction is not None:
+                    # The masks are of the turned images, the maps of the images as they are.
+                    direction = seen.direction.cpu()
+                    labels = network.uprighting.turn_labels_back(labels, direction, UNKNOWN)
                 for path, label_map in zip(batch.paths, labels, strict=True):
                     _write(temporary, Path(path).relative_to(root), label_map)
                 done += len(batch)

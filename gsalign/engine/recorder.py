@@ -43,13 +43,15 @@ def train_line(record: Record, *, total: int, epochs: float) -> str:
 
 
 def angle_line(angles: Mapping[str, AngleStatistics]) -> str:
-    """Mean and spread of the angle of every layer, in degrees, on one line."""
+    """Mean and spread of the angle of every layer, in degrees, and of its warp, on one line."""
     degrees = 57.29577951308232
     told = (
         f"{layer}: {angle.mean * degrees:+.1f}±{angle.std * degrees:.1f}"
+        + (f" ({angle.moved:.3f}, {angle.clamped:.0%})" if not angle.full_circle else "")
         for layer, angle in angles.items()
     )
-    return f"LTPS angle by layer (degrees, mean±std over the batch)  {'  '.join(told)}"
+    heading = "angle by layer (degrees, mean±std over the batch; control points moved, clamped)"
+    return f"LTPS {heading}  {'  '.join(told)}"
 
 
 class Recorder:
@@ -82,6 +84,8 @@ class Recorder:
         for layer, angle in angles.items():
             scalars[f"angle_mean/layer{layer}"] = angle.mean
             scalars[f"angle_std/layer{layer}"] = angle.std
+            scalars[f"points_moved/layer{layer}"] = angle.moved
+            scalars[f"clamped/layer{layer}"] = angle.clamped
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 

@@ -28,6 +28,7 @@ from gsalign.evaluation.protocols import (
 from gsalign.evaluation.ranking import rank, ranking_report
 from gsalign.evaluation.report import result_rows, results_dict, results_table
 from gsalign.evaluation.reranking import Reranking, rerank, rerank_blocks
+from gsalign.evaluation.roll_agreement import RollAgreement, circular_correlation, roll_agreement
 from gsalign.evaluation.verification import (
     ErrorRates,
     OpenSetThreshold,
@@ -52,10 +53,12 @@ __all__ = [
     "PartMatch",
     "Protocol",
     "Reranking",
+    "RollAgreement",
     "Search",
     "Verification",
     "calibrate_threshold",
     "chance_level",
+    "circular_correlation",
     "compare",
     "distance_blocks",
     "embed_batch",
@@ -79,5 +82,6 @@ __all__ = [
     "result_rows",
     "results_dict",
     "results_table",
+    "roll_agreement",
     "verify",
 ]

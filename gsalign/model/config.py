@@ -63,13 +63,43 @@ class HeadsConfig(_Section):
     published_double_pass: bool = True
 
 
+class OrientationConfig(_Section):
+    """Turning every image upright before the patch embedding; an extension, off by default.
+
+    See :mod:`gsalign.model.orientation` and docs/alignment.md.
+
+    Attributes:
+        enabled: whether images are turned, and the predictor of their roll trained.
+        rings: R, of the polar map that the predictor looks at.
+        rays: T, of that map.
+        width: channels of the predictor's circular convolutions.
+        kernels: how many rays each of them reaches over; odd.
+    """
+
+    enabled: bool = False
+    rings: Positive = 16
+    rays: Annotated[int, Field(ge=4)] = 32
+    width: Positive = 64
+    kernels: tuple[Positive, ...] = (5, 9, 17)
+
+    @model_validator(mode="after")
+    def _reaches_both_ways(self) -> OrientationConfig:
+        wrong = [kernel for kernel in self.kernels if kernel % 2 == 0 or kernel > self.rays]
+        if wrong or not self.kernels:
+            raise ValueError(
+                f"kernels {list(self.kernels)} must be odd numbers, at least one and none above "
+                f"rays {self.rays}: a convolution reaches as far to either side of a ray"
+            )
+        return self
+
+
 class LossConfig(_Section):
     """Weights of the losses. ``mask`` is the paper's beta, ``deformation`` its alpha.
 
     The published CARGO configuration leaves the deformation term out (weight 0); the paper and the
     published AG-ReID configurations have it. ``part_identity``, ``part_collapse`` and
     ``part_labels`` count only where the network has parts, ``part_labels`` only where the data set
-    has label maps.
+    has label maps, ``orientation`` only where ``model.orientation`` is enabled.
     """
 
     identity: Weight = 1.0
@@ -81,6 +111,7 @@ class LossConfig(_Section):
     part_identity: Weight = 1.0
     part_collapse: Weight = 1.0
     part_labels: Weight = 0.0
+    orientation: Weight = 1.0
 
 
 class ModelConfig(_Section):
@@ -118,6 +149,7 @@ class ModelConfig(_Section):
     num_views: Positive = 2
     parts: Annotated[int, Field(ge=0)] = 0
     part_cells: Positive = 1
+    orientation: OrientationConfig = OrientationConfig()
     ltps: LtpsConfig = LtpsConfig()
     dam: DamConfig = DamConfig()
     heads: HeadsConfig = HeadsConfig()

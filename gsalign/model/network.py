@@ -11,6 +11,7 @@ from gsalign.model import losses
 from gsalign.model.config import ModelConfig
 from gsalign.model.dam import DAM, patch_mean
 from gsalign.model.heads import ClassifierHead
+from gsalign.model.orientation import Rolls, Uprighting, orientation_loss
 from gsalign.model.parts import PartBranch, PartEmbeddings, PartOutput
 from gsalign.model.precision import promote, without_autocast
 from gsalign.model.processes import process_count, rows_of_all
@@ -28,6 +29,8 @@ class FeatureOutput:
         patch_mean: ``[B, C]``, mean of the raw patch embeddings.
         angles: ``[L, B]``, LTPS angles in radians, one row per layer that has an LTPS.
         parts: masks, embeddings and visibilities of the body parts; None where there are none.
+        direction: ``[B, 2]``, (cos, sin) of the roll that was undone before all else; None where
+            images are not turned.
     """
 
     global_feature: Tensor
@@ -36,6 +39,7 @@ class FeatureOutput:
     patch_mean: Tensor
     angles: Tensor
     parts: PartOutput | None = None
+    direction: Tensor | None = None
 
 
 class GSAlign(nn.Module):
@@ -65,7 +69,7 @@ class GSAlign(nn.Module):
         self.dam = DAM(config.width, config.dam) if config.dam.enabled else None
         self.identity_head = ClassifierHead(config.width, config.num_identities)
         self.view_head = ClassifierHead(config.width, config.num_views)
-        # Last, so that a network without parts draws the same initial values as ever.
+        # Last, so that a network without them draws the same initial values as ever.
         self.parts: PartBranch | None = None
         if config.parts:
             self.parts = PartBranch(
@@ -76,6 +80,9 @@ class GSAlign(nn.Module):
                 config.part_cells,
                 config.patch_size,
             )
+        self.uprighting: Uprighting | None = None
+        if config.orientation.enabled:
+            self.uprighting = Uprighting(config.image_size, config.orientation)
 
     def _check(self, images: Tensor) -> None:
         height, width = self.config.image_size
@@ -89,6 +96,10 @@ class GSAlign(nn.Module):
                 f"images must be floating point in [-1, 1], got {images.dtype}: normalise with "
                 "(x - 127.5) / 127.5"
             )
+
+    def _upright(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The images turned upright, and how they were turned, where the network does that."""
+        return (images, None) if self.uprighting is None else self.uprighting(images)
 
     def _features(
         self, images: Tensor, patches: Tensor, *, stochastic: bool
@@ -112,6 +123,7 @@ class GSAlign(nn.Module):
             TypeError: the images are not floating point.
         """
         self._check(images)
+        images, direction = self._upright(images)
         patches = self.backbone.patches(images)
         global_feature, view_feature, angles, parts = self._features(
             images, patches, stochastic=True
@@ -123,6 +135,7 @@ class GSAlign(nn.Module):
             patch_mean=patch_mean(patches),
             angles=angles,
             parts=parts,
+            direction=direction,
         )
 
     def embed(self, images: Tensor) -> Tensor:
@@ -162,6 +175,7 @@ class GSAlign(nn.Module):
     def _embedded(self, images: Tensor) -> tuple[Tensor, PartOutput | None]:
         """The identity neck's output ``[B, C]``, and the parts before their necks."""
         self._check(images)
+        images, _ = self._upright(images)
         patches = self.backbone.patches(images)
         global_feature, view_feature, _, parts = self._features(images, patches, stochastic=False)
         return self.identity_head.embed(global_feature - view_feature), parts
@@ -200,7 +214,7 @@ class GSAlign(nn.Module):
             ``deformation``, float32 (float64 for a float64 network). Without DAM ``mask`` is 0,
             without LTPS ``deformation`` is 0. With parts also ``part_identity`` and
             ``part_collapse``, and where its weight is more than 0 ``part_labels``, which is 0
-            without label maps.
+            without label maps. Where images are turned upright also ``orientation``.
 
         Raises:
             ValueError: images or labels have the wrong size.
@@ -224,21 +238,27 @@ class GSAlign(nn.Module):
                 "image are empty; drop incomplete batches"
             )
         identities, views = identities.long(), views.long()
-        patches = self.backbone.patches(images)
+        upright, direction = self._upright(images)
+        patches = self.backbone.patches(upright)
         global_feature, view_feature, angles, parts = self._features(
-            images, patches, stochastic=True
+            upright, patches, stochastic=True
         )
         part_logits = None if parts is None else parts.logits
         described = None if self.dam is None else self.dam.describe(patches, part_logits)
         label_costs = None
         if parts is not None and part_labels is not None and self.config.losses.part_labels:
+            if self.uprighting is not None and direction is not None:
+                part_labels = self.uprighting.turn_labels(part_labels, direction)
             label_costs = losses.part_label_costs(
                 parts.cell_logits, part_labels, self.config.mask_grid
             )
+        rolls = None if self.uprighting is None else self.uprighting.look(images)
         if self.global_losses and process_count() > 1:
             identities, views = rows_of_all([identities, views])
-            global_feature, view_feature, angles, described, parts, label_costs = _of_all_processes(
-                global_feature, view_feature, angles, described, parts, label_costs
+            global_feature, view_feature, angles, described, parts, label_costs, rolls = (
+                _of_all_processes(
+                    global_feature, view_feature, angles, described, parts, label_costs, rolls
+                )
             )
         feature = global_feature - view_feature
         identity_logits = self.identity_head(feature)
@@ -271,6 +291,10 @@ class GSAlign(nn.Module):
                         if label_costs is None
                         else weights.part_labels * losses.part_labels(label_costs)
                     )
+            if rolls is not None:
+                terms["orientation"] = weights.orientation * orientation_loss(
+                    *rolls, identities, views
+                )
             return terms
 
     def forward(
@@ -300,15 +324,19 @@ def _of_all_processes(
     described: Tensor | None,
     parts: PartOutput | None,
     label_costs: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, PartOutput | None, Tensor | None]:
+    rolls: Rolls | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, PartOutput | None, Tensor | None, Rolls | None]:
     """What losses are made of, ``[B, ...]`` but for the angles ``[L, B]``, of all processes.
 
-    Of the masks of cells, the largest there is, only their costs travel.
+    Of the masks of cells, the largest there is, only their costs travel. Of the rolls all does: an
+    aerial image is compared with the ground images of its person, whichever process has them.
     """
     given = [global_feature, view_feature, angles.T]
     given += [rows for rows in (described, label_costs) if rows is not None]
     if parts is not None:
         given += [parts.logits, parts.pooled, parts.visibility]
+    if rolls is not None:
+        given += rolls
     dtype = global_feature.dtype
     found = iter(rows_of_all([tensor.to(dtype) for tensor in given]))
     global_feature, view_feature, angles = next(found), next(found), next(found).T
@@ -316,7 +344,9 @@ def _of_all_processes(
     label_costs = None if label_costs is None else next(found)
     if parts is not None:
         parts = PartOutput(next(found), next(found), next(found), parts.cell_logits)
-    return global_feature, view_feature, angles, described, parts, label_costs
+    if rolls is not None:
+        rolls = Rolls(next(found), next(found))
+    return global_feature, view_feature, angles, described, parts, label_costs, rolls
 
 
 def without_values(config: ModelConfig) -> GSAlign:

@@ -13,15 +13,16 @@ from gsalign.model.weights import name_some, read_state_dict
 # Their classes are people; necks learn with them.
 _OF_IDENTITIES = ("identity_head.", "parts.heads.")
 # What a network may have or not; the rest it must have.
-_OPTIONAL = ("dam.", "parts.")
+_OPTIONAL = ("dam.", "parts.", "uprighting.")
 
 
 def transfer_weights(model: GSAlign, path: str | os.PathLike[str]) -> PretrainedReport:
     """Start from a file of :func:`save_weights`; all or nothing.
 
     Everything is taken but the identity heads, those of the parts too: their classes are the people
-    of the data set. So part masks learnt where label maps are can be used where none are. DAM and
-    parts start fresh where the file has none, and are left out where the network has none.
+    of the data set. So part masks learnt where label maps are can be used where none are. DAM,
+    parts and the predictor of the roll start fresh where the file has none, and are left out where
+    the network has none.
 
     Args:
         model: the network; keeps its device, type and mode.

@@ -154,7 +154,7 @@ def _bars(axes: Axes, protocols: dict[str, Record], names: Sequence[str]) -> Non
 
 
 def _angles(axes: Axes, train: Sequence[Record]) -> None:
-    axes.set_title("LTPS angle by layer, mean and spread over a batch")
+    axes.set_title("Angle by layer, mean and spread over a batch")
     axes.set_ylabel("degrees")
     layers = list(train[-1]["angles"])
     if not layers:
@@ -168,7 +168,7 @@ def _angles(axes: Axes, train: Sequence[Record]) -> None:
         std = np.degrees([record["angles"][layer]["std"] for record in train])
         axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
         axes.plot(steps, mean, color=colour)
-        ends.append((float(mean[-1]), f"layer {layer}", colour))
+        ends.append((float(mean[-1]), layer if layer == "image" else f"layer {layer}", colour))
     low, high = axes.get_ylim()
     # A degree or so of room, or numerical dust would look like movement.
     reach = max(abs(low), abs(high), 1.5)

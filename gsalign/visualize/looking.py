@@ -19,7 +19,8 @@ def look_at(network: GSAlign, records: Sequence[ImageRecord]) -> tuple[Tensor, F
         records: the images.
 
     Returns:
-        Pixels uint8 ``[B, H, W, 3]`` on the CPU, and what the network sees, on its device.
+        Pixels uint8 ``[B, H, W, 3]`` on the CPU, turned as the network turns them, and what it
+        sees, on its device.
 
     Raises:
         DataError: an image cannot be read.
@@ -31,5 +32,7 @@ def look_at(network: GSAlign, records: Sequence[ImageRecord]) -> tuple[Tensor, F
     network.eval()
     with torch.no_grad():
         output = network.forward_features(images.to(device))
+        if network.uprighting is not None and output.direction is not None:
+            images = network.uprighting.turn(images, output.direction.cpu())
     network.train(was_training)
     return denormalize(images).permute(0, 2, 3, 1), output

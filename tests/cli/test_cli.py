@@ -89,15 +89,24 @@ def test_a_generated_set_goes_all_the_way(call, settings, tmp_path):
     assert "all 24 images can be read" in told
     assert "all" in told and "can be read" not in call("data", "check", root, "--fast")
 
-    labels = ("model.part_cells=2", "model.losses.part_labels=1.0")
-    told = call(*train(settings, root, folder, "training.iterations=2", "model.parts=2", *labels))
+    extended = (
+        *("model.parts=2", "model.part_cells=2", "model.losses.part_labels=1.0"),
+        "model.orientation.enabled=true",
+    )
+    told = call(*train(settings, root, folder, "training.iterations=2", *extended))
     assert "iter: 2/2" in told and "cargo ALL" in told
     assert "part_identity: " in told and "part_labels: " in told and "no label maps" not in told
+    assert "orientation: " in told and "  image: " in told
 
     results = tmp_path / "results.json"
     told = call("eval", "--checkpoint", folder / "model_final.safetensors", "--json", results)
     assert "part masks against the truth, 8 images" in told
-    parts = json.loads(results.read_text(encoding="utf-8"))["parts"]
+    assert "angles against the true roll" in told
+    document = json.loads(results.read_text(encoding="utf-8"))
+    angles = ("image", "layer 0", "layer 1", "all together")
+    assert tuple(document["rolls"]) == angles
+    assert all(set(document["rolls"][angle]) == {"aerial", "ground"} for angle in angles)
+    parts = document["parts"]
     assert set(parts["parts"]) == set(part_groups(2)) and 0 <= parts["mean_iou"] <= 1
 
     told = call("visualize", "--run", folder)

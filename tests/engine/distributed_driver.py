@@ -25,6 +25,7 @@ COMPARED_RUNS = {
     "global": (),
     "own": ("training.global_losses=false",),
     "global_parts": ("model.parts=2", "model.part_cells=2", "model.losses.part_labels=1"),
+    "global_upright": ("model.orientation.enabled=true",),
 }
 
 

@@ -28,7 +28,7 @@ def rows(trainer: Trainer) -> torch.Tensor:
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("variant", ["part labels", "recompute", "bf16"])
+@pytest.mark.parametrize("variant", ["part labels", "upright", "recompute", "bf16"])
 def test_a_compiled_run_is_the_eager_run(people: Path, tmp_path: Path, variant: str):
     settings = (*VARIANTS[variant], "model.drop_path=0", "training.iterations=1")
     eager = rows(trainer_for(people, tmp_path / "eager", *settings))
@@ -38,8 +38,9 @@ def test_a_compiled_run_is_the_eager_run(people: Path, tmp_path: Path, variant: 
     close = 2e-2 if variant == "bf16" else 1e-5
     torch.testing.assert_close(compiled, eager, rtol=close, atol=1e-6)
     # The angles are seen from inside the graph.
-    layers = trainer.network.config.ltps_layers
-    assert list(trainer.angles.read()) == [str(layer) for layer in layers]
+    layers = [str(layer) for layer in trainer.network.config.ltps_layers]
+    turned = ["image"] if variant == "upright" else []
+    assert list(trainer.angles.read()) == turned + layers
 
 
 def test_compiled_embeddings_of_batches_of_any_size():

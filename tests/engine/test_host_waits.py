@@ -23,6 +23,7 @@ VARIANTS = {
     "parts": ("model.parts=2",),
     "part labels": ("model.parts=2", "model.part_cells=2", "model.losses.part_labels=1"),
     "on device": ("model.parts=2", "model.losses.part_labels=1", "data.augment_on_device=true"),
+    "upright": ("model.orientation.enabled=true", "model.parts=2", "model.losses.part_labels=1"),
     "baseline": ("model.ltps.layers=[]", "model.dam.enabled=false"),
     "adamw": ("optimizer.name=adamw",),
     "recompute": ("training.recompute=layers",),
@@ -72,10 +73,11 @@ def test_no_iteration_waits(people, tmp_path, variant):
     assert all(loss for name, loss in trainer.losses.items() if name == "part_labels")
 
 
-def test_losses_make_nothing_on_another_device():
+@pytest.mark.parametrize("variant", ["part labels", "upright"])
+def test_losses_make_nothing_on_another_device(variant):
     # Without figures nothing can be read, by tolist() either, and a tensor made on the host shows
     # as a copy between devices.
-    config = load_config(None, [*TINY, *VARIANTS["part labels"]]).model
+    config = load_config(None, [*TINY, *VARIANTS[variant]]).model
     with torch.device("meta"):
         network = GSAlign(config).train()
         labels = torch.zeros(6, dtype=torch.int64)

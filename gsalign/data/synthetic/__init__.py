@@ -7,7 +7,7 @@ from gsalign.data.synthetic.config import RENDERER_VERSION, SyntheticConfig
 from gsalign.data.synthetic.contact_sheet import contact_sheet
 from gsalign.data.synthetic.part_groups import PART_GROUPS, UNKNOWN, group_labels, part_groups
 from gsalign.data.synthetic.part_labels import has_part_labels, read_part_labels
-from gsalign.data.synthetic.truth import BODY_PARTS, TruthRow, read_truth
+from gsalign.data.synthetic.truth import BODY_PARTS, TRUTH_FILE, TruthRow, read_truth
 from gsalign.data.synthetic.writer import GenerationReport, generate, generation_settings
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PARTS",
     "PART_GROUPS",
     "RENDERER_VERSION",
+    "TRUTH_FILE",
     "UNKNOWN",
     "GenerationReport",
     "SyntheticConfig",

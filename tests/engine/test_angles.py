@@ -1,0 +1,70 @@
+"""What the monitor tells of angles and warps, on layers that were set by hand."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+
+from gsalign.engine.angles import IMAGE, AngleMonitor, AngleStatistics
+from gsalign.engine.recorder import angle_line
+from gsalign.model import GSAlign, ModelConfig
+
+
+def network(**changes: object) -> GSAlign:
+    torch.manual_seed(0)
+    return GSAlign(
+        ModelConfig.model_validate(
+            {
+                "image_size": (32, 16),
+                "patch_size": 8,
+                "width": 24,
+                "depth": 2,
+                "num_heads": 3,
+                "num_identities": 4,
+                "ltps": {"hidden": (8, 6)},
+                **changes,
+            }
+        )
+    )
+
+
+def test_points_that_moved_and_positions_beyond_the_border_are_counted():
+    model = network()
+    monitor = AngleMonitor(model)
+    with torch.no_grad():
+        model.backbone.ltps["1"].source_points += torch.tensor([0.3, 0.4])
+        model.forward_features(torch.randn(3, 3, 32, 16))
+    read = monitor.read()
+    assert list(read) == ["0", "1"]
+    assert read["0"].moved == 0.0
+    assert read["1"].moved == pytest.approx(0.5, rel=1e-5)
+    # Shifted right and down, all of the right column and of the lowest row is read beyond.
+    rows, columns = model.config.grid
+    inside = (columns - 1) * sum(2 * row / (rows - 1) - 1 + 0.4 <= 1 for row in range(rows))
+    wanted = 1 - inside / (rows * columns)
+    assert read["1"].clamped == pytest.approx(wanted)
+    assert read["0"].clamped == 0.0
+
+
+def test_the_turn_of_the_image_is_read_and_never_saturates(caplog):
+    model = network(orientation={"enabled": True})
+    monitor = AngleMonitor(model)
+    with torch.no_grad():
+        _, direction = model.uprighting(torch.randn(5, 3, 32, 16))
+    read = monitor.read()
+    wanted = torch.atan2(direction[:, 1], direction[:, 0])
+    assert list(read) == [IMAGE]
+    assert read[IMAGE].mean == pytest.approx(float(wanted.mean()), rel=1e-5)
+    turned = AngleStatistics(mean=0.0, std=3.0, absolute=3.0, full_circle=True)
+    limited = AngleStatistics(mean=0.0, std=0.0, absolute=math.pi / 2)
+    assert turned.state == "alive" and limited.state == "saturated"
+    with caplog.at_level(logging.WARNING):
+        monitor.warn({IMAGE: turned, "0": limited})
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "LTPS angles have saturated in layer 0"
+    ]
+    line = angle_line({IMAGE: turned, "0": limited})
+    assert "image: +0.0±171.9  0: +0.0±0.0 (0.000, 0%)" in line
