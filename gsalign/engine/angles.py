@@ -75,8 +75,10 @@ def _figures(angles: Tensor, warp: LTPS | None = None) -> Tensor:
 
 def _warp_of(module: LTPS, angles: Tensor) -> tuple[Tensor, Tensor]:
     """How far the control points have moved, and the share of positions beyond the border."""
-    regular = control_grid(module.control_points).to(angles)
-    moved = (module.source_points.to(angles) - regular).square().sum(dim=1).mean().sqrt()
+    regular = control_grid(module.control_points).to(angles.device)
+    moved = (module.source_points.double() - regular).square().sum(dim=1).mean().sqrt()
+    # The step may just have thrown them to infinity: the next loss tells, and JSON has no infinity.
+    moved = moved.to(angles).nan_to_num(nan=torch.finfo(angles.dtype).max)
     grid = module.sampling_grid(angles)
     rows, columns = module.size
     patch = grid.new_tensor([2 / max(columns - 1, 1), 2 / max(rows - 1, 1)])
