@@ -30,8 +30,8 @@ NETWORK = ModelConfig(
     drop_path=0.0, ltps={"hidden": (8, 4)},
 )  # fmt: skip
 TAUGHT = ModelConfig(
-    **NETWORK.model_dump(exclude={"parts", "part_cells", "losses"}),
-    parts=2, part_cells=2, losses={"part_labels": 1.0},
+    **NETWORK.model_dump(exclude={"parts", "part_cells", "losses", "orientation"}),
+    parts=2, part_cells=2, losses={"part_labels": 1.0}, orientation={"enabled": True},
 )  # fmt: skip
 STEPS = WARMUP + 4
 

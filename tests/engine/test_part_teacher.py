@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from tiny_run import TINY
 
@@ -15,6 +14,7 @@ from gsalign.config import load_config
 from gsalign.data import load_dataset, normalize, read_image, resize, train_loader
 from gsalign.data.synthetic import PARTS, UNKNOWN, group_labels, part_groups, read_part_labels
 from gsalign.engine.build import build_trainer
+from gsalign.engine.distributed import build_accelerator
 from gsalign.engine.part_teacher import write_part_labels
 from gsalign.engine.testing import measure_parts
 from gsalign.errors import ConfigError, DataError
@@ -44,7 +44,9 @@ def set_with(people, tmp_path):
 
 def label(teacher, config, root, **options):
     split = load_dataset(config.data).train
-    return write_part_labels(teacher, split, root, config.data, Accelerator(cpu=True), **options)
+    return write_part_labels(
+        teacher, split, root, config.data, build_accelerator(device="cpu"), **options
+    )
 
 
 def test_maps_are_what_the_masks_see(set_with):
@@ -75,6 +77,31 @@ def test_maps_are_what_the_masks_see(set_with):
     assert len(seen) > 1
 
 
+def test_maps_of_turned_images_are_turned_back(set_with):
+    """A teacher that turns all images by half a circle labels as one that sees them so."""
+    root, config, teacher = set_with
+    upright = {"orientation": {"enabled": True}}
+    model = config.model.model_validate({**config.model.model_dump(), **upright})
+    turning = GSAlign(model)
+    turning.load_state_dict(teacher.state_dict(), strict=False)
+    half = torch.tensor([-1.0, 0.0])
+    turning.uprighting.predictor.forward = lambda maps: half.expand(len(maps), 2)
+    label(turning, config, root, sure=0.0)
+    record = load_dataset(config.data).train.records[0]
+    image = normalize(resize(read_image(record.path), config.model.image_size))
+    with torch.no_grad():
+        masks = teacher.eval().forward_features(image.flip(1, 2).unsqueeze(0)).parts.masks
+    smooth = torch.nn.functional.interpolate(
+        masks.unflatten(2, config.model.mask_grid), size=config.model.image_size, mode="bilinear"
+    )[0].flip(1, 2)
+    best = smooth.topk(2, dim=0)
+    clear = best.values[0] - best.values[1] > 1e-3
+    labels = group_labels(read_part_labels(root, record.path), 3).long()
+    assert clear.float().mean() > 0.9
+    assert torch.equal(labels[clear], best.indices[0][clear])
+    assert not torch.equal(labels, labels.flip(0, 1))
+
+
 def test_a_run_learns_from_them(set_with):
     """Started from the teacher, which labelled the set: the images' maps are what it reads."""
     root, config, teacher = set_with
@@ -89,7 +116,7 @@ def test_a_run_learns_from_them(set_with):
     assert trainer.losses["part_labels"].item() > 0
     # Maps without a table of truth are a teacher's: nothing to measure masks by.
     dataset = load_dataset(config.data)
-    accelerator = Accelerator(cpu=True)
+    accelerator = build_accelerator(device="cpu")
     assert measure_parts(teacher, [dataset.query], root, config.data, accelerator) is None
 
 

@@ -31,11 +31,14 @@ def test_products_by_hand():
             "image_size": (32, 16), "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2,
             "num_identities": 4, "ltps": {"hidden": (8, 4)}, "parts": 2,
             "part_cells": 4,
+            "orientation": {"enabled": True, "rings": 4, "rays": 8, "width": 5, "kernels": (3,)},
         }
     )  # fmt: skip
     costs = count_cost(config)
     tokens, patches, width = 10, 8, 16
     assert costs["patch embedding"].macs == patches * 3 * 8 * 8 * width
+    # A convolution of three colours by ring, a weight for every channel, the first harmonic.
+    assert costs["roll"].macs == 8 * (3 * 4 * 3 * 5 + 5 + 2)
     linear = tokens * width * (3 * width + width + 2 * 4 * width)
     assert costs["ViT blocks"].macs == linear + 2 * tokens * tokens * width
     assert costs["LTPS"].macs == pytest.approx(patches * width * 9 * 8 + 8 * 4 + 4, rel=0.02)

@@ -41,7 +41,7 @@ def test_masks_come_along_and_identities_do_not(taught, make_batch):
     assert torch.equal(*seen)
 
 
-def test_parts_and_dam_may_be_missing_on_either_side(taught, tiny_config, tmp_path):
+def test_parts_dam_and_the_turn_may_be_missing_on_either_side(taught, tiny_config, tmp_path):
     teacher, path = taught
     without = GSAlign(
         tiny_config.model_copy(
@@ -53,12 +53,17 @@ def test_parts_and_dam_may_be_missing_on_either_side(taught, tiny_config, tmp_pa
     assert {name.split(".")[0] for name in report.left_out} == {"identity_head", "parts", "dam"}
     plain = tmp_path / "plain.safetensors"
     save_weights(without, plain)
-    model = GSAlign(teacher.config)
+    orientation = tiny_config.orientation.model_copy(update={"enabled": True})
+    model = GSAlign(teacher.config.model_copy(update={"orientation": orientation}))
     masks = model.parts.mask.out.weight.clone()
     report = transfer_weights(model, plain)
     assert torch.equal(model.backbone.position, teacher.backbone.position)
     assert torch.equal(model.parts.mask.out.weight, masks)
-    assert "parts.mask.out.weight" in report.untouched
+    assert {"parts.mask.out.weight", "uprighting.predictor.out.weight"} <= set(report.untouched)
+    turning = tmp_path / "turning.safetensors"
+    save_weights(model, turning)
+    report = transfer_weights(without, turning)
+    assert "uprighting.predictor.out.weight" in report.left_out
 
 
 @pytest.mark.parametrize(
