@@ -123,6 +123,7 @@ def warp_image_tps(
     align_corners: bool = False,
     padding_mode: str = "zeros",
     *,
+    mode: str = "bilinear",
     implementation: str | None = None,
 ) -> Tensor:
     """Warps images, from output to input: output pixel ``p`` reads the image at ``f(p)``.
@@ -140,6 +141,7 @@ def warp_image_tps(
         align_corners: whether -1 and 1 mean the centres of the corner pixels or their edges. False,
             as kornia has it and :func:`gsalign_kernels.warp_image` has not.
         padding_mode: ``"zeros"``, ``"border"`` or ``"reflection"``.
+        mode: ``"bilinear"``, which is all that kornia has, or ``"nearest"``.
         implementation: of :func:`gsalign_kernels.warp_image`.
 
     Returns:
@@ -147,10 +149,11 @@ def warp_image_tps(
 
     Raises:
         TypeError: an argument is no floating-point tensor.
-        ValueError: a shape, device or padding is not as above.
+        ValueError: a shape, device, mode or padding is not as above.
         KernelUnavailableError: the named implementation cannot run.
     """
     checks.check_tensor("image", image, ("B", "C", "H", "W"))
+    checks.check_choice("mode", mode, warp.MODES)
     checks.check_choice("padding_mode", padding_mode, warp.PADDING_MODES)
     batch, _, height, width = image.shape
     if height < 1 or width < 1:
@@ -172,7 +175,7 @@ def warp_image_tps(
         coefficients,
         centers,
         (height, width),
-        "bilinear",
+        mode,
         padding_mode,
         align_corners,
         chosen,

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import gsalign_kernels
 from gsalign.model.config import OrientationConfig
 from gsalign.model.precision import promote, without_autocast
+from gsalign_kernels.compat import warp_image_tps
 
 SHARPNESS = 20.0
 """How much likelier a turn is whose correlation with the ground images is higher by 1, as log."""
@@ -59,16 +59,18 @@ def turn(
         Like ``images``.
     """
     cosine, sine = direction.unbind(dim=1)
-    matrix = torch.stack([cosine, -sine, aspect**2 * sine, cosine], dim=1).unflatten(1, (2, 2))
-    ends = 2 * centres(2, matrix)
-    corners = torch.stack([ends.repeat(2), ends.repeat_interleave(2)], dim=1)
-    return gsalign_kernels.warp_image(
+    # A spline without bends: the constant and the slopes of (x, y) are known, nothing to be solved.
+    nothing = torch.zeros_like(cosine)
+    affine = [nothing, nothing, cosine, aspect**2 * sine, -sine, cosine]
+    none = direction.new_zeros(1, 3, 2)
+    return warp_image_tps(
         images,
-        corners,
-        corners @ matrix.transpose(1, 2),
-        mode=mode,
-        padding_mode=padding_mode,
+        none,
+        none,
+        torch.stack(affine, dim=1).unflatten(1, (3, 2)),
         align_corners=False,
+        padding_mode=padding_mode,
+        mode=mode,
     )
 
 
@@ -106,7 +108,7 @@ def polar(images: Tensor, rings: int, angles: int) -> Tensor:
     up, right = rays(angles, copies).unbind(dim=1)
     radius = radii(rings, copies).unsqueeze(1)
     grid = torch.stack([radius * right, -radius * up], dim=2)
-    grid = grid.expand(len(copies), -1, -1, -1)
+    grid = grid.expand(copies.shape[0], -1, -1, -1)
     return functional.grid_sample(copies, grid, padding_mode="border", align_corners=False)
 
 
