@@ -329,7 +329,7 @@ def _of_all_processes(
     """What losses are made of, ``[B, ...]`` but for the angles ``[L, B]``, of all processes.
 
     Of the masks of cells, the largest there is, only their costs travel. Of the rolls all does: an
-    aerial image is compared with the ground images of its person, whichever process has them.
+    aerial image is compared with the ground images of its person, whichever processes have them.
     """
     given = [global_feature, view_feature, angles.T]
     given += [rows for rows in (described, label_costs) if rows is not None]

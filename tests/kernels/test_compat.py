@@ -209,6 +209,23 @@ def test_classical_is_scipys_spline(implementation):
     assert np.abs(got[0].numpy() - oracle(where[0].numpy())).max() < 1e-9
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_nearest_pixel_may_be_read(implementation):
+    """kornia blends only; label maps must not be blended."""
+    device, dtype = device_of(implementation), widest(implementation)
+    labels = torch.randint(0, 7, (2, 1, 9, 6)).to(device, dtype)
+    affine = torch.tensor([[0.1, -0.2], [0.8, 0.5], [-0.4, 0.9]]).to(device, dtype)
+    none = affine.new_zeros(1, 3, 2)
+    found = compat.warp_image_tps(
+        labels, none, none, affine[None], mode="nearest", implementation=implementation
+    )
+    grid = torch.nn.functional.affine_grid(
+        affine[[1, 2, 0]].T.expand(2, -1, -1), [2, 1, 9, 6], align_corners=False
+    )
+    wanted = torch.nn.functional.grid_sample(labels, grid, mode="nearest", align_corners=False)
+    assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_classical_image_is_warp_image(align_corners):
     source, target = pairs(dtype=torch.float32)
