@@ -151,7 +151,7 @@ def test_broken_images_are_left_out_and_named(embedder, own_photographs, tmp_pat
     assert all(any(path in line for line in made.skipped) for path in bad)
     assert not bad & set(made.images.paths)
     np.testing.assert_allclose(made.embeddings, embedder(list(made.images.paths)), atol=1e-6)
-    with pytest.raises(DataError, match=r"img0\.jpg cannot be read.*--strict"):
+    with pytest.raises(DataError, match=r"img0\.jpg is empty.*--strict"):
         extract(embedder, images, tmp_path / "strict", strict=True)
 
 
