@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_host_waits import trainer_for
+from test_host_waits import VARIANTS, trainer_for
 from torch import Tensor, nn
 
 from gsalign.engine.config import OptimizerConfig, TrainingConfig
@@ -28,6 +28,10 @@ from gsalign.model import GSAlign, ModelConfig
 NETWORK = ModelConfig(
     image_size=(32, 16), patch_size=8, width=24, depth=2, num_heads=2, num_identities=5,
     drop_path=0.0, ltps={"hidden": (8, 4)},
+)  # fmt: skip
+TAUGHT = ModelConfig(
+    **NETWORK.model_dump(exclude={"parts", "part_cells", "losses"}),
+    parts=2, part_cells=2, losses={"part_labels": 1.0},
 )  # fmt: skip
 STEPS = WARMUP + 4
 
@@ -61,7 +65,7 @@ class Pretend:
         return replay, kept
 
 
-def batches(device: str = "cpu") -> list[tuple[Tensor, Tensor, Tensor]]:
+def batches(device: str = "cpu") -> list[tuple[Tensor, ...]]:
     generator = torch.Generator().manual_seed(1)
     labels = torch.tensor([0, 0, 1, 1])
     return [
@@ -71,6 +75,7 @@ def batches(device: str = "cpu") -> list[tuple[Tensor, Tensor, Tensor]]:
                 torch.randn(4, 3, *NETWORK.image_size, generator=generator),
                 (labels + number) % 5,
                 labels.flip(0),
+                torch.randint(0, 4, (4, *NETWORK.image_size), generator=generator).byte(),
             )
         )
         for number in range(STEPS)
@@ -102,7 +107,7 @@ def steps_of(
 
 def test_a_step_captures_once_and_trains_as_without():
     torch.manual_seed(0)
-    plain = GSAlign(NETWORK).train()
+    plain = GSAlign(TAUGHT).train()
     graphed = copy.deepcopy(plain)
     pretend = Pretend(graphed)
     mine = steps_of(graphed, "cpu", graphed=True, recorder=pretend)
@@ -171,7 +176,7 @@ gpu = [
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=gpu)])
 def test_a_captured_step_trains_as_without_on_a_gpu(device):
     torch.manual_seed(0)
-    plain = GSAlign(NETWORK).to(device).train()
+    plain = GSAlign(TAUGHT).to(device).train()
     graphed = copy.deepcopy(plain)
     mine, wanted = steps_of(graphed, device, graphed=True), steps_of(plain, device, graphed=False)
     torch.testing.assert_close(torch.tensor(mine), torch.tensor(wanted), rtol=1e-4, atol=1e-5)
@@ -188,7 +193,7 @@ def test_a_run_with_graphs_is_the_run_without_on_a_gpu(people, tmp_path, device,
         trainer = trainer_for(
             people, tmp_path / graphs, f"device={device}", f"optimizer.name={name}",
             f"training.precision={precision}", f"training.cuda_graphs={graphs}",
-            f"training.iterations={STEPS}", "model.drop_path=0",
+            f"training.iterations={STEPS}", "model.drop_path=0", *VARIANTS["part labels"],
         )  # fmt: skip
         rows = []
         for batch in trainer._batches():
