@@ -191,7 +191,7 @@ TRITON_REGISTERS = {
     ("warp_image", "forward_kernel"): 104,
     ("warp_image", "taps_kernel"): 88,
     ("warp_image", "gather_kernel"): 136,
-    ("pool", "forward_kernel"): 192,
+    ("pool", "forward_kernel"): 176,
     ("pool", "backward_kernel"): 128,
     ("pool", "finish_kernel"): 96,
     ("prototype", "means_kernel"): 88,
