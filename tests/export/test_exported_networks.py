@@ -30,6 +30,7 @@ def network(parts: int = 0) -> GSAlign:
     config = {
         "image_size": (32, 16), "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2,
         "num_identities": 4, "ltps": {"hidden": (8, 4)}, "parts": parts,
+        "part_cells": 2,
     }  # fmt: skip
     return GSAlign(ModelConfig.model_validate(config)).eval()
 

@@ -30,6 +30,7 @@ def test_products_by_hand():
         {
             "image_size": (32, 16), "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2,
             "num_identities": 4, "ltps": {"hidden": (8, 4)}, "parts": 2,
+            "part_cells": 4,
         }
     )  # fmt: skip
     costs = count_cost(config)
