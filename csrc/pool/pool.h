@@ -76,8 +76,8 @@ GSALIGN_HOST_DEVICE bool total_is_free(Mode mode, S total, S eps) {
 }
 
 // Whether a value takes the place of the largest so far: the first of equal ones stays, a NaN wins
-// over every number, and the first of several stays too. Two comparisons: `!(value <= largest)` holds
-// for greater values and where either is NaN.
+// over every number, and the first of several stays too. `!(value <= largest)` holds for greater
+// values and where either is NaN.
 template <typename S>
 GSALIGN_HOST_DEVICE bool takes_over(S value, S largest) {
   return !(value <= largest) & (largest == largest);
