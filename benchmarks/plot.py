@@ -105,11 +105,12 @@ def draw(rows: Sequence[dict[str, str]], family: str, target: Path) -> bool:
     axes.set_xlabel("speed, eager PyTorch = 1 (medians of the same run)", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    first = rows[0]
+    drawn = [row for found in groups.values() for row in found.values()]
+    first = drawn[0]
     axes.set_title(
         f"{family}: {first['device']}, {_threads(first)}, {first['allocator']}\n"
         f"PyTorch {first['torch']}, Triton {first['triton']}, CUDA {first['cuda']}; "
-        f"commit {first['commit']}, {first['date']}",
+        f"commit {_all(drawn, 'commit')}, {_all(drawn, 'date')}",
         fontsize=8,
         loc="left",
     )
@@ -117,6 +118,11 @@ def draw(rows: Sequence[dict[str, str]], family: str, target: Path) -> bool:
         figure.savefig(temporary, dpi=150, bbox_inches="tight")
     plt.close(figure)
     return True
+
+
+def _all(rows: Sequence[dict[str, str]], column: str) -> str:
+    """What a column holds, each value once: rows of one picture may come from several runs."""
+    return " and ".join(dict.fromkeys(row[column] for row in rows))
 
 
 def _threads(row: dict[str, str]) -> str:

@@ -75,7 +75,7 @@ def declare(
         fused: its implementations.
         without_float64: those of them that take no float64 features.
         only_by_name: those of them that ``auto`` leaves alone.
-        least_triton: the oldest Triton whose compiler lays the operator's tiles out well.
+        least_triton: the oldest Triton whose code for the operator was looked at.
     """
     _fused[operator] = fused
     _without_float64[operator] = without_float64
@@ -142,7 +142,7 @@ def reason_against(
     if device_type == "cuda" and _TRITON_VERSION < _least_triton[operator]:
         found, least = (".".join(map(str, v)) for v in (_TRITON_VERSION, _least_triton[operator]))
         return (
-            f"triton {found} compiles it to something far slower than the reference; "
+            f"what triton {found} compiles it to was never looked at and may be very slow; "
             f"install {least} or newer"
         )
     return None

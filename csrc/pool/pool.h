@@ -76,11 +76,11 @@ GSALIGN_HOST_DEVICE bool total_is_free(Mode mode, S total, S eps) {
 }
 
 // Whether a value takes the place of the largest so far: the first of equal ones stays, a NaN wins
-// over every number (the last of several; one comparison more would keep the first, and cost GCC
-// the vectorisation).
+// over every number, and the first of several stays too. `!(value <= largest)` holds for greater
+// values and where either is NaN.
 template <typename S>
 GSALIGN_HOST_DEVICE bool takes_over(S value, S largest) {
-  return (value > largest) | (value != value);
+  return !(value <= largest) & (largest == largest);
 }
 
 }  // namespace gsalign::pool

