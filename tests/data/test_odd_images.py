@@ -55,7 +55,7 @@ def test_pillow_reads_sixteen_bits_of_grey_alike(tmp_path, ramp, monkeypatch):
     path = tmp_path / "grey.png"
     Image.fromarray(ramp).save(path)
     fast = read_image(path)
-    monkeypatch.setattr("gsalign.data.images._FAST_SUFFIXES", frozenset())
+    monkeypatch.setattr("gsalign.data.decoding._FAST_SUFFIXES", frozenset())
     assert (read_image(path) == fast).all()
 
 
