@@ -227,7 +227,7 @@ def triton_kernels(tmp_path_factory) -> list[dict[str, object]]:
         [sys.executable, str(FOLDER / "compile_triton.py"), *TARGETS],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
         env=environment,
     )
     assert done.returncode == 0, done.stderr[-4000:]
