@@ -154,9 +154,14 @@ class DataConfig(BaseModel):
         return self
 
     @property
+    def folder(self) -> Path:
+        """The data set's folder: ``root``, or where that lies if it is a table."""
+        return self.root.parent if self.name == "table" else self.root
+
+    @property
     def packed_folder(self) -> Path:
         """Where packed files are: ``cache_folder``, or ``packed`` in the data set's folder."""
-        return self.root / "packed" if self.cache_folder is None else self.cache_folder
+        return self.folder / "packed" if self.cache_folder is None else self.cache_folder
 
     @field_validator("image_size")
     @classmethod

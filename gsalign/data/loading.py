@@ -342,8 +342,8 @@ def train_loader(
         transform=TrainTransform(config.augmentation, seed=seed),
         on_broken=config.on_broken,
         as_bytes=config.augment_on_device,
-        part_labels=PartLabelStore(config.root, split.paths, config.image_size, part_groups)
-        if part_groups and has_part_labels(config.root)
+        part_labels=PartLabelStore(config.folder, split.paths, config.image_size, part_groups)
+        if part_groups and has_part_labels(config.folder)
         else None,
     )
     return BatchLoader(dataset, sampler, classes, **_loader_options(config, pin_memory))

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from gsalign.data import DataConfig, Split, evaluation_loader
 from gsalign.data.synthetic import PARTS, UNKNOWN, part_groups
-from gsalign.data.synthetic.part_labels import PARTS_FOLDER, part_label_path
+from gsalign.data.synthetic.part_labels import PARTS_FOLDER, part_label_path_of
 from gsalign.data.synthetic.writer import MARKER_FILE
 from gsalign.errors import ConfigError, DataError
 from gsalign.model import GSAlign
@@ -55,9 +55,12 @@ def write_part_labels(
     Raises:
         ConfigError: the network has no parts, or a number of which there are no groups.
         DataError: the set was generated, so that its maps are the truth; it has maps and
-            ``overwrite`` is false; an image is broken; or the maps cannot be written.
+            ``overwrite`` is false; an image is broken or not below ``root``; or the maps cannot be
+            written.
     """
     _check(network, root, overwrite)
+    for record in split.records:
+        part_label_path_of(root, record.path)  # now, and not after hours
     first = [group[0] for group in part_groups(network.config.parts).values()]
     values = torch.tensor([0, *map(PARTS.index, first)], dtype=torch.uint8)
     try:
@@ -81,7 +84,9 @@ def write_part_labels(
                     direction = seen.direction.cpu()
                     labels = network.uprighting.turn_labels_back(labels, direction, UNKNOWN)
                 for path, label_map in zip(batch.paths, labels, strict=True):
-                    _write(temporary, Path(path).relative_to(root), label_map)
+                    file = temporary / part_label_path_of(root, Path(path))
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(label_map.numpy()).save(file)
                 done += len(batch)
                 if progress is not None:
                     progress(done, len(split))
@@ -120,12 +125,6 @@ def _labels(masks: Tensor, size: tuple[int, int], values: Tensor, sure: float) -
     smooth = functional.interpolate(masks.float(), size=size, mode="bilinear", align_corners=False)
     largest, winner = smooth.cpu().max(dim=1)
     return torch.where(largest < sure, torch.tensor(UNKNOWN, dtype=torch.uint8), values[winner])
-
-
-def _write(folder: Path, image: Path, labels: Tensor) -> None:
-    file = folder / part_label_path(PurePosixPath(image.as_posix()))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(labels.numpy()).save(file)
 
 
 def _put(made: Path, place: Path) -> None:

@@ -372,11 +372,11 @@ class Trainer:
 
     def _part_groups(self) -> int:
         """Into how many groups the parts of label maps are put; 0 where no loss reads them."""
-        model, root = self.config.model, self.config.data.root
+        model, folder = self.config.model, self.config.data.folder
         if not (model.parts and model.losses.part_labels):
             return 0
-        if not has_part_labels(root):
-            logger.warning("%s has no label maps: the part_labels loss is 0", root)
+        if not has_part_labels(folder):
+            logger.warning("%s has no label maps: the part_labels loss is 0", folder)
         return model.parts
 
     def _iteration(self, batch: Batch) -> None:

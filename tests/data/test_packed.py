@@ -124,3 +124,5 @@ def test_training_batches_are_the_same_with_workers(cargo, tmp_path):
     pairs = zip(train_loader(split, config), train_loader(split, changed), strict=True)
     assert all(torch.equal(a.images, b.images) for a, b in pairs)
     assert config.packed_folder == cargo / "packed" and changed.packed_folder == tmp_path
+    table = DataConfig(name="table", root=cargo / "people.csv")
+    assert table.packed_folder == cargo / "packed"

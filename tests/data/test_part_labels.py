@@ -162,3 +162,33 @@ def test_a_wrong_map_is_named(cargo, fault):
         read_part_labels(cargo, split.paths[0])
     with pytest.raises(DataError, match=file.name):
         list(train_loader(split, config, part_groups=4, iterations=(0, 20)))
+
+
+def as_table(root, images):
+    """The training images of a set as a table of its own."""
+    path = root / "people.csv"
+    lines = [f"{image},{number % 2}" for number, image in enumerate(images)]
+    splits = ["train"] * (len(lines) - 2) + ["query", "gallery"]
+    rows = [f"{line},{split}" for line, split in zip(lines, splits, strict=True)]
+    path.write_text("\n".join(["path,identity,split", *rows]))
+    return path
+
+
+def test_maps_of_a_table_lie_beside_it(cargo):
+    config = settings(cargo)
+    images = [path.relative_to(cargo) for path in load_dataset(config).train.paths]
+    table = as_table(cargo, images)
+    config = config.model_copy(update={"name": "table", "root": table, "identities_per_batch": 2})
+    dataset = load_dataset(config)
+    assert config.folder == dataset.root == cargo
+    write_maps(cargo, dataset.train.paths)
+    (batch,) = train_loader(dataset.train, config, iterations=(0, 1), part_groups=6)
+    assert batch.part_labels.any()
+
+
+@pytest.mark.parametrize("outside", ["../elsewhere/1.jpg", "{root}/elsewhere/1.jpg"])
+def test_an_image_outside_the_set_has_no_map(cargo, outside):
+    (cargo / "parts").mkdir()
+    image = cargo / outside.format(root=cargo.parent)
+    with pytest.raises(DataError, match=r"1\.jpg is not below .*has no place in"):
+        read_part_labels(cargo, image)

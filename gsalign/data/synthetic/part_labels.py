@@ -22,6 +22,21 @@ def part_label_path(path: PurePosixPath) -> PurePosixPath:
     return PARTS_FOLDER / path.with_suffix(".png")
 
 
+def part_label_path_of(root: Path, image: Path) -> PurePosixPath:
+    """Where the label map of an image lies, below the root, from where the image lies.
+
+    Raises:
+        DataError: the image is not below the root, as a table's may be, so a map has no place.
+    """
+    place = image.relative_to(root) if image.is_relative_to(root) else None
+    if place is None or ".." in place.parts:
+        raise DataError(
+            f"image {image} is not below {root}: its label map has no place in "
+            f"{root / PARTS_FOLDER}; move the image there"
+        )
+    return part_label_path(PurePosixPath(place.as_posix()))
+
+
 def has_part_labels(root: Path) -> bool:
     """Whether a set has label maps: the truth (``write_parts``), or somebody's guess."""
     return (root / PARTS_FOLDER).is_dir()
@@ -38,13 +53,10 @@ def read_part_labels(root: Path, image: Path) -> Tensor:
         ``[H, W]`` uint8, indices into ``PARTS``, or ``UNKNOWN``.
 
     Raises:
-        DataError: the map is missing, damaged, or has labels that are no parts.
+        DataError: the map is missing, damaged, or has labels that are no parts; or the image is
+            not below the root.
     """
-    return _read(_map_of(root, image))
-
-
-def _map_of(root: Path, image: Path) -> Path:
-    return root / part_label_path(PurePosixPath(image.relative_to(root).as_posix()))
+    return _read(root / part_label_path_of(root, image))
 
 
 def _read(path: Path) -> Tensor:
@@ -53,7 +65,8 @@ def _read(path: Path) -> Tensor:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"{path} has no part labels: {reason}; generate the set with write_parts=true"
+            f"{path} has no part labels: {reason}; write them with gsalign data label, or "
+            "generate the set with write_parts=true"
         ) from error
     if labels.dtype != torch.uint8 or len(labels) != 1:
         raise DataError(
@@ -82,13 +95,14 @@ class PartLabelStore:
 
     Raises:
         ConfigError: there are no such groups.
+        DataError: an image is not below the root.
     """
 
     def __init__(
         self, root: Path, images: Sequence[Path], size: tuple[int, int], groups: int
     ) -> None:
         part_groups(groups)
-        self.paths = tuple(_map_of(root, image) for image in images)
+        self.paths = tuple(root / part_label_path_of(root, image) for image in images)
         self.size = size
         self.groups = groups
 
