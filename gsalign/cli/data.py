@@ -14,7 +14,7 @@ from gsalign.cli.options import add_config_options, read_config
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gsalign.data import CountCheck
+    from gsalign.data import CountCheck, ReIDDataset
 
 _NAMED_AT_MOST = 20
 
@@ -151,11 +151,9 @@ def run_label(arguments: argparse.Namespace) -> int:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Count, compare, open, report."""
-    from rich.text import Text
-
-    from gsalign.cli.console import log_to, make_console, progress
+    from gsalign.cli.console import log_to, make_console
     from gsalign.data import (
-        check_images,
+        DataConfig,
         compare_with_published,
         dataset_statistics,
         get_dataset_entry,
@@ -183,8 +181,27 @@ def run_check(arguments: argparse.Namespace) -> int:
     _, note = treat_singletons(dataset.train, "drop")
     if note:
         console.print(f"warning: {note}")
-    if arguments.fast:
-        return 0
+    faults: list[str] = []
+    allowed = DataConfig.model_fields["max_bad_names"].default
+    if dataset.bad_names > allowed:
+        faults.append(
+            f"{dataset.bad_names} image names could not be used and training allows {allowed}; "
+            f"rename them, or train with data.max_bad_names={dataset.bad_names}"
+        )
+    if not arguments.fast:
+        faults += _open(console, dataset)
+    if faults:
+        raise DataError(". ".join(faults))
+    return 0
+
+
+def _open(console: Console, dataset: ReIDDataset) -> list[str]:
+    """Open every image and tell what was found; returned is why training would fail, if it would."""
+    from rich.text import Text
+
+    from gsalign.cli.console import progress
+    from gsalign.data import check_images
+
     broken: list[str] = []
     odd: list[str] = []
     total = sum(len(split) for split in dataset.splits)
@@ -201,12 +218,12 @@ def run_check(arguments: argparse.Namespace) -> int:
         if len(lines) > _NAMED_AT_MOST:
             console.print(f"and {len(lines) - _NAMED_AT_MOST} more {kind} images")
     if broken:
-        raise DataError(
+        return [
             f"{len(broken)} of {total} images cannot be read; replace them, or train with "
             "data.on_broken=skip"
-        )
+        ]
     console.print(f"all {total:,} images can be read" + (f", {len(odd)} are odd" if odd else ""))
-    return 0
+    return []
 
 
 def _compare(console: Console, counts: CountCheck) -> None:

@@ -193,6 +193,7 @@ def assemble(
         notes=tuple(told),
         protocols=layout.protocols if protocols is None else protocols,
         ignored=dict(ignored or {}),
+        bad_names=len(bad),
     )
 
 

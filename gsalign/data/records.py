@@ -156,6 +156,7 @@ class ReIDDataset:
             ``gsalign.evaluation.protocols``.
         ignored: by split, the images that are there and take no part by the set's own rules, as
             the junk of Market-1501.
+        bad_names: how many images were left out because of their names.
     """
 
     name: str
@@ -166,6 +167,7 @@ class ReIDDataset:
     notes: tuple[str, ...] = field(default=())
     protocols: tuple[str, ...] = VIEW_PROTOCOLS
     ignored: Mapping[str, int] = field(default_factory=dict)
+    bad_names: int = 0
 
     @property
     def splits(self) -> tuple[Split, Split, Split]:

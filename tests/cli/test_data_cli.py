@@ -53,6 +53,16 @@ def test_singletons_are_counted_and_told(call, own_people):
     assert "train        7        25" in told
 
 
+def test_more_bad_names_than_training_allows_fail(call, refuse, own_people):
+    for number in range(10):
+        write_image(own_people / "train" / "Cam1" / f"{number}.jpg", number)
+    assert "10 image name(s)" in call("data", "check", own_people, "--fast")
+    write_image(own_people / "train" / "Cam1" / "10.jpg", 1)
+    told = refuse("data", "check", own_people)
+    assert "11 image names could not be used and training allows 10; rename them" in told
+    assert "data.max_bad_names=11" in told
+
+
 def test_odd_images_are_told_and_broken_ones_fail(call, refuse, own_people, capsys):
     first, second = sorted((own_people / "train").rglob("*.jpg"))[:2]
     Image.new("CMYK", (24, 48)).save(first)
