@@ -196,7 +196,7 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 
 def _open(console: Console, dataset: ReIDDataset) -> list[str]:
-    """Open every image and tell what was found; returned is why training would fail, if it would."""
+    """Open every image and tell what was found; returns why training would fail, if it would."""
     from rich.text import Text
 
     from gsalign.cli.console import progress
