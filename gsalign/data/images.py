@@ -54,7 +54,11 @@ def oddity(path: str | os.PathLike[str]) -> str:
         pixels, whose format is that of its suffix.
     """
     file = Path(path)
-    with Image.open(file) as image:
+    try:
+        image = Image.open(file)
+    except Exception as error:  # Pillow's plugins raise anything, and torchvision read the pixels
+        return f"image {file} is refused by Pillow: {' '.join(str(error).split())}"
+    with image:
         width, height = image.size
         found = []
         if min(width, height) < _SMALLEST:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cargo_folder import write_image
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from gsalign.data import ImageRecord, Split, check_images, oddity, read_image
 from gsalign.errors import DataError
@@ -80,6 +81,18 @@ def test_what_is_odd_is_told_and_what_is_not_is_not(tmp_path):
     named = tmp_path / "png.jpg"
     Image.new("RGBA", (16, 32)).save(named, format="PNG")
     assert oddity(named) == f"image {named} is RGBA; it is read as RGB, is a PNG named .jpg"
+
+
+def test_what_pillow_refuses_is_odd(tmp_path):
+    """Read by torchvision; Pillow takes no text of more than a mebibyte."""
+    path, text = tmp_path / "long text.png", PngInfo()
+    text.add_text("prompt", "a" * (2 << 20), zip=True)
+    Image.new("RGB", (16, 32)).save(path, pnginfo=text)
+    assert read_image(path).shape == (3, 32, 16)
+    told = oddity(path)
+    assert told.startswith(f"image {path} is refused by Pillow: Decompressed data too large")
+    check = check_images(Split("some", (ImageRecord(path, 1, 1, 0),)))
+    assert check.broken == () and check.odd == (told,)
 
 
 def test_an_empty_file_is_said_to_be_empty(tmp_path):
