@@ -48,6 +48,11 @@ names such as Cam2_day_2519_320.jpg: camera (1-5 are aerial), day or night, iden
 )
 
 
+def is_camera_folder(name: str) -> bool:
+    """Whether a folder of this name has a camera's images: ``Cam1``, ``Cam2``, ..."""
+    return _FOLDER.fullmatch(name) is not None
+
+
 def parse_name(name: str) -> ImageRecord:
     """Read camera, time of day, identity and index from a CARGO file name.
 

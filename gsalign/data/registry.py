@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from gsalign.data.ag_reid import AG_REID, load_ag_reid
 from gsalign.data.ag_reid_v2 import AG_REID_V2, load_ag_reid_v2
-from gsalign.data.cargo import CARGO, load_cargo
+from gsalign.data.cargo import CARGO, is_camera_folder, load_cargo
 from gsalign.data.folder import FOLDER, load_folder
 from gsalign.data.layout import SPLITS, Layout, Singletons, folder_names
 from gsalign.data.market1501 import MARKET_1501, load_market1501
@@ -94,6 +94,6 @@ def guess_dataset(root: Path) -> str:
         inner = {
             name for split in found.intersection(SPLITS) for name in folder_names(root / split)
         }
-        if inner and not any(name.startswith("Cam") for name in inner):
+        if inner and not any(map(is_camera_folder, inner)):
             return FOLDER.name
     return best

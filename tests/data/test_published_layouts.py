@@ -213,11 +213,11 @@ def test_every_name_is_registered():
 def test_cargo_is_told_from_folders_of_ones_own(cargo, tmp_path):
     assert guess_dataset(cargo) == "cargo"
     for split in ("train", "query", "gallery"):
-        write_image(tmp_path / "own" / split / "anna" / "1.jpg", 1)
+        write_image(tmp_path / "own" / split / "Camila" / "1.jpg", 1)
     assert guess_dataset(tmp_path / "own") == "folder"
     assert guess_dataset(tmp_path / "people.csv") == "table"
     assert guess_dataset(tmp_path / "nowhere") == "cargo"
     (tmp_path / "other" / "photos").mkdir(parents=True)
-    for wrong in (tmp_path / "other", tmp_path / "own" / "train" / "anna" / "1.jpg"):
+    for wrong in (tmp_path / "other", tmp_path / "own" / "train" / "Camila" / "1.jpg"):
         with pytest.raises(DataError, match="laid out like no data set known"):
             guess_dataset(wrong)
