@@ -26,13 +26,17 @@ def csv_rows(path: Path, *, separator: str = ",") -> Iterator[tuple[list[str], R
         over.
 
     Raises:
-        DataError: the file is missing, no text in UTF-8, or a row has more or fewer cells than the
-            heading; the message names the line.
+        DataError: the file is missing, no text in UTF-8, names a column twice (large and small
+            letters are the same), or a row has more or fewer cells than the heading; the message
+            names the line.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=separator, strict=True)
             heading = [name.strip() for name in next(reader, [])]
+            named = [name.lower() for name in heading if name]
+            if len(set(named)) < len(named):
+                raise DataError(f"table {path} names a column twice: {', '.join(heading)}")
 
             def rows() -> Rows:
                 for row in reader:

@@ -170,8 +170,6 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
         for _, row in rows:
             for name, value in zip(names, row, strict=True):
                 columns[name].append(value if name == "path" else value.strip())
-    if len(columns) != len(names):
-        raise DataError(f"table {path} names a column twice: {', '.join(names)}")
     return columns
 
 

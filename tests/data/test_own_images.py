@@ -89,6 +89,7 @@ def test_a_table_as_a_data_set(tmp_path):
         ("", "has no column path and identity; its first line is empty"),
         ("path,camera\n", "has no column identity; its first line is path, camera"),
         ("path,identity\n", "has no rows"),
+        ("path,Identity,identity\n", "names a column twice: path, Identity, identity"),
         ("path,identity\nimages/0.jpg,a,b\n", "line 2: 3 cells, the first line has 2"),
         ("path,identity\nimages/0.jpg,a\nimages/9.jpg,b\n", "line 3: images/9.jpg does not exist"),
         ("path,identity\nimages/0.jpg,a\nimages/0.jpg,b\n", "line 3: .* is in line 2 already"),
