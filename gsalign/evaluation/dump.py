@@ -13,6 +13,7 @@ from gsalign.errors import ConfigError
 from gsalign.evaluation.comparison import Comparison
 from gsalign.evaluation.metrics import EvaluationResult
 from gsalign.evaluation.nearest import nearest
+from gsalign.extras import MissingExtraError, import_extra
 from gsalign.files import atomic_write
 
 COLUMNS = (
@@ -96,11 +97,9 @@ def check_format(path: Path) -> None:
         )
     if path.suffix.lower() == ".parquet":
         try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise ConfigError(
-                f"{str(path)!r}: Parquet needs pyarrow; install it, or write .csv or .jsonl"
-            ) from None
+            import_extra("pyarrow.parquet")
+        except MissingExtraError as error:
+            raise ConfigError(f"{str(path)!r}: {error}; or write .csv or .jsonl") from None
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -131,16 +130,14 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
+    pyarrow, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
     text, number, share = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
     types = {"positives": number, "first_rank": number, "AP": share, "INP": share}
     types |= {"nearest": pyarrow.list_(text), "nearest_identities": pyarrow.list_(text)}
     types["nearest_right"] = pyarrow.list_(pyarrow.bool_())
     types["nearest_distances"] = pyarrow.list_(share)
     schema = pyarrow.schema([(column, types.get(column, text)) for column in COLUMNS])
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), path)
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), path)
 
 
 def _cell(value: Any) -> Any:

@@ -98,6 +98,6 @@ def test_other_formats_are_refused_at_once(tmp_path, monkeypatch):
         check_format(tmp_path / "out.xlsx")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ConfigError, match=r"needs pyarrow; install it, or write \.csv"):
+    with pytest.raises(ConfigError, match=r"needs pyarrow.*\[search\]'; or write \.csv"):
         check_format(tmp_path / "out.parquet")
     check_format(tmp_path / "out.CSV")
