@@ -7,23 +7,19 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gsalign.data.labels import number_names, text_of
+from gsalign.data.labels import number_names, text_of, unknown_camera
 from gsalign.data.layout import (
     SPLITS,
     Layout,
     Singletons,
     assemble,
     folder_names,
+    image_names,
     is_image_name,
+    protocols_of,
 )
-from gsalign.data.records import (
-    AERIAL,
-    GROUND,
-    VIEW_PROTOCOLS,
-    ImageRecord,
-    ReIDDataset,
-    Split,
-)
+from gsalign.data.records import AERIAL, GROUND, ImageRecord, ReIDDataset, Split
+from gsalign.data.table import is_table, read_table
 from gsalign.errors import DataError
 
 # Words of a file name: what stands between underscores, hyphens, blanks and dots.
@@ -65,8 +61,6 @@ def read_images(source: str | os.PathLike[str], *, name: str = "images") -> Spli
     Raises:
         DataError: there is no such folder or table, it holds no image, or a row is wrong.
     """
-    from gsalign.data.table import is_table, read_table
-
     path = Path(source)
     if is_table(path):
         return Split(name, tuple(row.record for row in read_table(path)))
@@ -105,8 +99,8 @@ def load_folder(
     bad: list[str] = []
     files: dict[str, list[Path]] = {}
     for split in SPLITS:
-        loose = [path for path in _images_below(folder / split) if path.parent == folder / split]
-        bad += [f"{split}/{path.name} (in no folder of an identity)" for path in loose]
+        loose = image_names(folder / split)
+        bad += [f"{split}/{name} (in no folder of an identity)" for name in loose]
         files[split] = [
             path
             for identity in folder_names(folder / split)
@@ -148,24 +142,6 @@ def camera_and_view(name: str) -> tuple[int | None, int]:
     camera = next((int(match[1]) for match in found if match), None)
     aerial = any(word.lower() in _AERIAL_WORDS for word in words)
     return camera, AERIAL if aerial else GROUND
-
-
-def protocols_of(query: Split, gallery: Split) -> tuple[str, ...]:
-    """The protocols by view where the test has both views, else only ``all``."""
-    views = {*query.views.tolist(), *gallery.views.tolist()}
-    return VIEW_PROTOCOLS if views == {AERIAL, GROUND} else ("all",)
-
-
-def unknown_camera(number: int) -> int:
-    """The camera of an image whose camera is not known: one that no other image of the set has.
-
-    So an image is never left out of a ranking for having been taken by the query's camera, unless
-    it is the query itself.
-
-    Args:
-        number: of the image in the whole set, from 0.
-    """
-    return -1 - number
 
 
 def _images_below(folder: Path) -> list[Path]:

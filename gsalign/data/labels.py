@@ -28,5 +28,17 @@ def text_of(name: str, number: int) -> str:
     return "" if name == str(number) else name
 
 
+def unknown_camera(number: int) -> int:
+    """The camera of an image whose camera is not known: one that no other image of the set has.
+
+    So an image is never left out of a ranking for having been taken by the query's camera, unless
+    it is the query itself.
+
+    Args:
+        number: of the image in the whole set, from 0.
+    """
+    return -1 - number
+
+
 def _is_number(name: str) -> bool:
     return name.isascii() and name.isdigit() and str(int(name)) == name and int(name) <= _LARGEST

@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gsalign.data.records import VIEW_PROTOCOLS, ImageRecord, ReIDDataset, Split
+from gsalign.data.records import (
+    AERIAL,
+    GROUND,
+    VIEW_PROTOCOLS,
+    ImageRecord,
+    ReIDDataset,
+    Split,
+)
 from gsalign.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -226,6 +233,12 @@ def treat_singletons(train: Split, policy: Singletons) -> tuple[Split, str]:
         raise DataError(f"{what}: nothing is left to train on; add images, or keep them")
     kept = train.select(lambda record: record.identity not in single)
     return kept, f"{what}; left out (singletons: 'keep' trains on them)"
+
+
+def protocols_of(query: Split, gallery: Split) -> tuple[str, ...]:
+    """The protocols by view where the test has both views, else only ``all``."""
+    views = {*query.views.tolist(), *gallery.views.tolist()}
+    return VIEW_PROTOCOLS if views == {AERIAL, GROUND} else ("all",)
 
 
 def some_of(names: Sequence[str]) -> str:

@@ -8,9 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gsalign.csv_rows import csv_rows
-from gsalign.data.folder import protocols_of, unknown_camera
-from gsalign.data.labels import number_names, text_of
-from gsalign.data.layout import SPLITS, Layout, Singletons, assemble, is_image_name, some_of
+from gsalign.data.labels import number_names, text_of, unknown_camera
+from gsalign.data.layout import (
+    SPLITS,
+    Layout,
+    Singletons,
+    assemble,
+    is_image_name,
+    protocols_of,
+    some_of,
+)
 from gsalign.data.records import AERIAL, GROUND, VIEW_NAMES, ImageRecord, ReIDDataset, Split
 from gsalign.errors import DataError
 
