@@ -19,9 +19,13 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def make_console() -> Console:
-    """The console for standard output; other processes than the first have a silent one."""
-    return Console(quiet=not is_main_process(), highlight=False, soft_wrap=True)
+def make_console(*, markup: bool = False) -> Console:
+    """The console for standard output; other processes than the first have a silent one.
+
+    Args:
+        markup: read words in brackets as styles; names of files and people may have brackets.
+    """
+    return Console(quiet=not is_main_process(), highlight=False, soft_wrap=True, markup=markup)
 
 
 class _ConsoleHandler(logging.Handler):

@@ -197,8 +197,6 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 def _open(console: Console, dataset: ReIDDataset) -> list[str]:
     """Open every image and tell what was found; returns why training would fail, if it would."""
-    from rich.text import Text
-
     from gsalign.cli.console import progress
     from gsalign.data import check_images
 
@@ -213,7 +211,7 @@ def _open(console: Console, dataset: ReIDDataset) -> list[str]:
             odd += found.odd
             before += len(split)
     for line in (*broken[:_NAMED_AT_MOST], *(f"odd: {line}" for line in odd[:_NAMED_AT_MOST])):
-        console.print(Text(line))
+        console.print(line)
     for kind, lines in (("broken", broken), ("odd", odd)):
         if len(lines) > _NAMED_AT_MOST:
             console.print(f"and {len(lines) - _NAMED_AT_MOST} more {kind} images")

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gsalign_kernels import kernel_report
 
     report = kernel_report()
-    console = make_console()
+    console = make_console(markup=True)
     reasons: list[str] = []
 
     def cell(reason: str | None) -> str:

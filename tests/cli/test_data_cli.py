@@ -76,6 +76,14 @@ def test_odd_images_are_told_and_broken_ones_fail(call, refuse, own_people, caps
     assert "1 of 40 images cannot be read" in err
 
 
+def test_brackets_in_names_are_told_as_they_are(call, own_people, tmp_path):
+    root = own_people.rename(tmp_path / "[new] people")
+    file = next((root / "train").rglob("*.jpg"))
+    Image.new("CMYK", (24, 48)).save(file)
+    told = call("data", "check", root)
+    assert f"CARGO in {root}" in told and f"odd: image {file} is CMYK" in told
+
+
 def test_wrong_sets_are_one_line(refuse, call, people, tmp_path):
     assert "does not exist" in refuse("data", "check", tmp_path / "nowhere")
     assert "'duke' is unknown" in refuse("data", "check", people, "--dataset", "duke")
