@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from gsalign.data.records import AERIAL, GROUND, ReIDDataset, Split
+from gsalign.tables import plain_table
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,8 @@ def dataset_statistics(dataset: ReIDDataset) -> list[SplitStatistics]:
 
 def statistics_table(rows: Iterable[SplitStatistics], title: str = "") -> Table:
     """Lay the counts out as a rich table: subset, # ids, # images, # cameras and what they hold."""
-    # Plain enough for the 80 columns of a log file.
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("subset", no_wrap=True)
-    for heading in ("# ids", "# images", "# cameras", "# ground", "# aerial", "# night"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("per id", justify="right", no_wrap=True)
+    counted = ("# ids", "# images", "# cameras", "# ground", "# aerial", "# night", "per id")
+    table = plain_table(title, ["subset"], counted)
     for row in rows:
         counts = (
             row.identities,

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich import box
 from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
+
+from gsalign.tables import plain_table
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,11 @@ class PartAgreement:
 
     def as_table(self) -> Table:
         """As a rich table, a row per true part and one for all."""
-        table = Table(
-            title=f"part masks against the truth, {self.images} images",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            show_edge=False,
+        table = plain_table(
+            f"part masks against the truth, {self.images} images",
+            ["True part"],
+            ("predicted", "IoU", "of stripes", "at best", "visibility r"),
         )
-        table.add_column("True part", no_wrap=True)
-        for heading in ("predicted", "IoU", "of stripes", "at best", "visibility r"):
-            table.add_column(heading, justify="right", no_wrap=True)
         for match in self.matches:
             number = "-" if match.predicted is None else f"part {match.predicted}"
             figures = (match.iou, match.stripe_iou, match.patch_iou, match.visibility)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol as Interface
 
-from rich import box
 from rich.table import Table
 
 from gsalign.evaluation.protocols import protocol_title
 from gsalign.evaluation.verification import FALSE_POSITIVE_RATES, OpenSetThreshold
+from gsalign.tables import plain_table
 
 COLUMNS = ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP", "metric")
 
@@ -42,11 +42,7 @@ def results_table(
         Dataset, Rank-1, Rank-5, Rank-10, mAP, mINP, metric in percent, and how many queries are
         valid of how many are asked; a dash where there is no figure.
     """
-    # Plain enough for the 80 columns of a log file.
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("Dataset", no_wrap=True)
-    for heading in (*COLUMNS, "valid/asked"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = plain_table(title, ["Dataset"], (*COLUMNS, "valid/asked"))
     for row in result_rows(results, dataset=dataset):
         table.add_row(*row)
     return table
@@ -80,21 +76,16 @@ def roc_table(rates: Mapping[str, Summary], *, dataset: str = "") -> Table:
         The rates in percent and the numbers of pairs of one person and of two; a dash where a
         false positive rate is less than one pair.
     """
-    headings = [f"TPR@FPR={rate:.0e}" for rate in FALSE_POSITIVE_RATES]
-    table = Table(
-        title="true positive rate in percent, at a false positive rate of",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
+    at = [f"{rate:.0e}" for rate in FALSE_POSITIVE_RATES]
+    table = plain_table(
+        "true positive rate in percent, at a false positive rate of",
+        ["Dataset"],
+        (*at, "same person", "other"),
     )
-    table.add_column("Dataset", no_wrap=True)
-    rates_of = (f"{rate:.0e}" for rate in FALSE_POSITIVE_RATES)
-    for heading in (*rates_of, "same person", "other"):
-        table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in rates.items():
         table.add_row(
             f"{dataset} {protocol_title(name)}".strip(),
-            *(_percent(figures[heading]) for heading in headings),
+            *(_percent(figures[f"TPR@FPR={rate}"]) for rate in at),
             *(f"{figures[pairs]:,}" for pairs in ("positives", "negatives")),
         )
     return table
@@ -103,16 +94,12 @@ def roc_table(rates: Mapping[str, Summary], *, dataset: str = "") -> Table:
 def threshold_table(threshold: OpenSetThreshold) -> Table:
     """Lay an open-set threshold out as a rich table: its error rates in percent, by split."""
     distance = threshold.calibration.threshold
-    table = Table(
-        title=f"same person up to a distance of {distance:.4f}, calibrated for a false accept rate "
-        f"of {threshold.target:g}",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
+    table = plain_table(
+        f"same person up to a distance of {distance:.4f}, calibrated for a false accept rate of "
+        f"{threshold.target:g}",
+        ["pairs of"],
+        ("false accept", "false reject", "same person", "other"),
     )
-    table.add_column("pairs of", no_wrap=True)
-    for heading in ("false accept", "false reject", "same person", "other"):
-        table.add_column(heading, justify="right", no_wrap=True)
     rows = {"validation": threshold.calibration}
     rows |= {f"test {protocol_title(name)}": rates for name, rates in threshold.test.items()}
     for label, rates in rows.items():

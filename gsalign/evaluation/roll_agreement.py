@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rich import box
 from rich.table import Table
+
+from gsalign.tables import plain_table
 
 COMPOSED = "all together"
 
@@ -90,16 +91,11 @@ class RollAgreement:
 
     def as_table(self) -> Table:
         """As a rich table, a row per angle and view."""
-        table = Table(
-            title="angles against the true roll",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            show_edge=False,
+        table = plain_table(
+            "angles against the true roll",
+            ("Angle", "view"),
+            ("images", "circular r", "median error", "within 90°"),
         )
-        table.add_column("Angle", no_wrap=True)
-        table.add_column("view", no_wrap=True)
-        for heading in ("images", "circular r", "median error", "within 90°"):
-            table.add_column(heading, justify="right", no_wrap=True)
         for match in self.matches:
             table.add_row(
                 match.angle,
