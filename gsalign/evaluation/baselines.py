@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from gsalign.data.images import ImageStore
 from gsalign.data.records import Split
 from gsalign.evaluation.features import Features
+from gsalign.evaluation.figures import in_percent
 from gsalign.evaluation.metrics import MAX_RANK
 from gsalign.evaluation.protocols import Protocol, get_protocol, membership
 
@@ -43,9 +44,7 @@ class ChanceLevel:
         figures = {f"Rank-{k}": float(self.cmc[k - 1]) for k in (1, 5, 10)}
         figures |= {"mAP": self.mAP, "mINP": self.mINP}
         figures["metric"] = (self.mAP + figures["Rank-1"]) / 2
-        summary: dict[str, float | int | None] = {
-            name: None if np.isnan(value) else 100.0 * value for name, value in figures.items()
-        }
+        summary = in_percent(figures)
         summary["queries"] = self.num_queries
         summary["valid_queries"] = self.num_valid_queries
         summary["gallery"] = self.num_gallery

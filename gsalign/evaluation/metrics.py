@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gsalign.evaluation.figures import in_percent
+
 MAX_RANK = 50
 
 
@@ -135,9 +137,7 @@ class EvaluationResult:
             "mINP": self.mINP,
             "metric": self.metric,
         }
-        summary: dict[str, float | int | None] = {
-            name: None if np.isnan(value) else 100.0 * value for name, value in figures.items()
-        }
+        summary = in_percent(figures)
         summary["queries"] = self.num_queries
         summary["valid_queries"] = self.num_valid_queries
         summary["gallery"] = self.num_gallery

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from gsalign.evaluation.figures import figure_text, rounded
 from gsalign.tables import plain_table
 
 
@@ -78,24 +79,20 @@ class PartAgreement:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON: figures that do not exist are None."""
-
-        def plain(value: float) -> float | None:
-            return None if math.isnan(value) else round(value, 4)
-
         return {
             "images": self.images,
-            "mean_iou": plain(self.mean_iou),
-            "mean_stripe_iou": plain(self.mean_stripe_iou),
-            "mean_patch_iou": plain(self.mean_patch_iou),
-            "foreground_iou": plain(self.foreground_iou),
-            "mean_visibility_correlation": plain(self.mean_visibility),
+            "mean_iou": rounded(self.mean_iou),
+            "mean_stripe_iou": rounded(self.mean_stripe_iou),
+            "mean_patch_iou": rounded(self.mean_patch_iou),
+            "foreground_iou": rounded(self.foreground_iou),
+            "mean_visibility_correlation": rounded(self.mean_visibility),
             "parts": {
                 match.name: {
                     "predicted": match.predicted,
-                    "iou": plain(match.iou),
-                    "stripe_iou": plain(match.stripe_iou),
-                    "patch_iou": plain(match.patch_iou),
-                    "visibility_correlation": plain(match.visibility),
+                    "iou": rounded(match.iou),
+                    "stripe_iou": rounded(match.stripe_iou),
+                    "patch_iou": rounded(match.patch_iou),
+                    "visibility_correlation": rounded(match.visibility),
                 }
                 for match in self.matches
             },
@@ -111,10 +108,10 @@ class PartAgreement:
         for match in self.matches:
             number = "-" if match.predicted is None else f"part {match.predicted}"
             figures = (match.iou, match.stripe_iou, match.patch_iou, match.visibility)
-            table.add_row(match.name, number, *map(_text, figures))
+            table.add_row(match.name, number, *map(figure_text, figures))
         means = (self.mean_iou, self.mean_stripe_iou, self.mean_patch_iou, self.mean_visibility)
-        table.add_row("mean", "", *map(_text, means))
-        table.add_row("person against background", "", _text(self.foreground_iou), "", "", "")
+        table.add_row("mean", "", *map(figure_text, means))
+        table.add_row("person against background", "", figure_text(self.foreground_iou), "", "", "")
         return table
 
 
@@ -226,7 +223,3 @@ def _correlation(left: NDArray[np.float64], right: NDArray[np.float64]) -> float
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def _text(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"

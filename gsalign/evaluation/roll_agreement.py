@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rich.table import Table
 
+from gsalign.evaluation.figures import figure_text, rounded
 from gsalign.tables import plain_table
 
 COMPOSED = "all together"
@@ -75,17 +76,13 @@ class RollAgreement:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON: figures that do not exist are None."""
-
-        def plain(value: float) -> float | None:
-            return None if math.isnan(value) else round(value, 4)
-
         tree: dict[str, dict[str, object]] = {}
         for match in self.matches:
             tree.setdefault(match.angle, {})[match.view] = {
                 "images": match.images,
-                "correlation": plain(match.correlation),
-                "median_error_degrees": plain(match.error),
-                "upright": plain(match.upright),
+                "correlation": rounded(match.correlation),
+                "median_error_degrees": rounded(match.error),
+                "upright": rounded(match.upright),
             }
         return dict(tree)
 
@@ -101,7 +98,7 @@ class RollAgreement:
                 match.angle,
                 match.view,
                 str(match.images),
-                "-" if math.isnan(match.correlation) else f"{match.correlation:.3f}",
+                figure_text(match.correlation),
                 f"{match.error:.1f}°",
                 f"{match.upright:.1%}",
             )

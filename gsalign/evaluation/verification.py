@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gsalign.errors import DataError
 from gsalign.evaluation.comparison import Comparison
+from gsalign.evaluation.figures import in_percent
 
 FALSE_POSITIVE_RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 
@@ -36,10 +37,7 @@ class ErrorRates:
     def as_dict(self) -> dict[str, float | int | None]:
         """Return the rates in percent, missing ones as None, and the numbers of pairs."""
         rates = {"false_accept": self.false_accept, "false_reject": self.false_reject}
-        summary: dict[str, float | int | None] = {
-            name: None if np.isnan(rate) else 100.0 * rate for name, rate in rates.items()
-        }
-        return summary | {"positives": self.positives, "negatives": self.negatives}
+        return in_percent(rates) | {"positives": self.positives, "negatives": self.negatives}
 
 
 @dataclass(frozen=True)
