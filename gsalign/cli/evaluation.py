@@ -117,7 +117,7 @@ class Wanted:
     threshold: float | None = None
     dump: Path | None = None
     dump_top: int = 10
-    json_file: str | None = None
+    json_file: Path | None = None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -162,7 +162,7 @@ def _read_wanted(arguments: argparse.Namespace, names: list[str]) -> Wanted:
         raise ConfigError(f"--threshold is {rate:g}; wanted a false accept rate between 0 and 1")
     if arguments.dump_top < 1:
         raise ConfigError(f"--dump-top is {arguments.dump_top}; wanted at least 1")
-    dump = None if arguments.dump is None else Path(arguments.dump)
+    dump = _output(arguments.dump, "--dump")
     if dump is not None:
         check_format(dump)
     return Wanted(
@@ -174,8 +174,18 @@ def _read_wanted(arguments: argparse.Namespace, names: list[str]) -> Wanted:
         threshold=rate,
         dump=dump,
         dump_top=arguments.dump_top,
-        json_file=arguments.json,
+        json_file=_output(arguments.json, "--json"),
     )
+
+
+def _output(given: str | None, option: str) -> Path | None:
+    """Where to write; that it is a folder is told now, and not after the evaluation."""
+    from gsalign.errors import ConfigError
+
+    path = None if given is None else Path(given)
+    if path is not None and path.is_dir():
+        raise ConfigError(f"{option} is {given}, which is a folder; wanted a file")
+    return path
 
 
 def _numbers(text: str, option: str, types: tuple[type, ...]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ class Expansion:
         alpha: power of the similarity that weighs them.
 
     Raises:
-        ValueError: ``k`` is below 1 or ``alpha`` negative.
+        ValueError: ``k`` is below 1, or ``alpha`` negative or not finite.
     """
 
     k: int = 5
@@ -30,8 +31,10 @@ class Expansion:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ValueError(f"k of the query expansion is {self.k}; it must be at least 1")
-        if self.alpha < 0:
-            raise ValueError(f"alpha of the query expansion is {self.alpha}; wanted 0 or more")
+        if not (self.alpha >= 0 and math.isfinite(self.alpha)):
+            raise ValueError(
+                f"alpha of the query expansion is {self.alpha}; wanted a finite number from 0"
+            )
 
 
 def expand_embeddings(
