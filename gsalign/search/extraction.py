@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict
 
 from gsalign import __version__
 from gsalign.errors import ConfigError, DataError
-from gsalign.files import atomic_write
 from gsalign.search.documents import (
     FileRecord,
     check_file,
@@ -28,6 +27,7 @@ from gsalign.search.fingerprint import Fingerprint
 from gsalign.search.shards import Plan, Shard, ShardFolder
 from gsalign.search.stream import EmbeddingStream
 from gsalign.search.table import ImageTable, TableFormat, read_table, write_table
+from gsalign.search.vectors import open_vectors, write_vectors
 
 EMBEDDINGS = "embeddings.npy"
 MANIFEST = "embeddings.json"
@@ -107,24 +107,6 @@ class Extraction:
     def skipped(self) -> tuple[str, ...]:
         """A line for every image that could not be read."""
         return self.manifest.skipped
-
-
-def open_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Map an array of vectors into memory; what one writes to it does not reach the file.
-
-    Raises:
-        DataError: the file is missing or no float32 array of this shape.
-    """
-    try:
-        vectors: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    if vectors.dtype != np.float32 or vectors.shape != shape:
-        raise DataError(
-            f"{path} is {vectors.dtype} {list(vectors.shape)}, wanted float32 {list(shape)}: the "
-            "folder is damaged, make it again"
-        )
-    return vectors
 
 
 def open_extraction(folder: str | os.PathLike[str]) -> Extraction:
@@ -309,16 +291,8 @@ def _finish(
         raise _too_strict(skipped[0])
     for old in (MANIFEST, "images.csv", "images.parquet"):
         (root / old).unlink(missing_ok=True)
-    with atomic_write(root / EMBEDDINGS) as temporary:
-        merged = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.float32, shape=(len(rows), embedder.dimension)
-        )
-        filled = 0
-        for shard in shards:
-            merged[filled : filled + len(shard.places)] = shard.embeddings
-            filled += len(shard.places)
-        merged.flush()
-        del merged
+    shape = (len(rows), embedder.dimension)
+    write_vectors(root / EMBEDDINGS, shape, (shard.embeddings for shard in shards))
     name = f"images.{table}"
     write_table(images.select(rows), root / name)
     manifest = ExtractionManifest(

@@ -17,11 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gsalign import __version__
 from gsalign.errors import DataError
-from gsalign.files import atomic_write
 from gsalign.search.documents import FileRecord, check_file, record_file
-from gsalign.search.extraction import open_vectors
 from gsalign.search.fingerprint import Fingerprint
 from gsalign.search.table import ImageTable, read_table, write_table
+from gsalign.search.vectors import open_vectors, write_vectors
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
 
@@ -267,23 +266,18 @@ def write_shard(root: Path, name: str, pieces: Sequence[Piece], slots: int) -> S
     count, dimension = sum(len(piece) for piece in pieces), pieces[0].vectors.shape[1]
     suffixes: tuple[Suffix, ...] = (VECTORS, VISIBILITY, TABLE)
     paths = {suffix: root / (name + suffix) for suffix in suffixes}
-    with atomic_write(paths[VECTORS]) as temporary:
-        written = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.float32, shape=(count, dimension)
-        )
-        visibility = np.empty((count, slots), np.float32)
-        filled = 0
+    visibility: list[NDArray[np.float32]] = []
+
+    def blocks() -> Iterator[NDArray[np.float32]]:
         for piece in pieces:
             for block in piece.blocks():
-                stop = filled + len(block)
-                written[filled:stop] = block
-                visibility[filled:stop] = slot_visibility(block, slots)
-                filled = stop
-        written.flush()
-        del written
+                if slots > 1:
+                    visibility.append(slot_visibility(block, slots))
+                yield block
+
+    write_vectors(paths[VECTORS], (count, dimension), blocks())
     if slots > 1:
-        with atomic_write(paths[VISIBILITY]) as temporary:
-            np.save(temporary, visibility, allow_pickle=False)
+        write_vectors(paths[VISIBILITY], (count, slots), visibility)
     else:
         del paths[VISIBILITY]
     ids = np.concatenate([piece.ids for piece in pieces])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -209,3 +211,22 @@ def test_damage_is_told(embedder, photographs, tmp_path):
         "embeddings.json",
         lambda path: path.write_text(path.read_text().replace('"images.csv": {', '"../x": {')),
     )
+
+
+def test_a_full_disk_is_told(checkpoint, photographs, tmp_path):
+    """Files that may have 600 bytes at most fail as a full disk does; in a process of its own."""
+    out = tmp_path / "out"
+    code = """
+import resource, sys
+from gsalign.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = ["extract", photographs, "--checkpoint", checkpoint, "--out", out, "--workers", "0"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "I/O error" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(out.rglob("*.safetensors"))

@@ -416,3 +416,12 @@ def test_blocks_and_samples_are_the_stored_vectors(plain, tmp_path):
     assert np.array_equal(np.concatenate([block for _, _, block in blocks]), plain.embeddings)
     assert np.array_equal(index.sample(3), plain.embeddings[[0, 299, 599]])
     assert len(index.sample(10_000)) == COUNT
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+def test_an_index_that_faiss_cannot_write_is_told(plain, tmp_path, monkeypatch, kind):
+    faiss = pytest.importorskip("faiss")
+    write = faiss.write_index
+    monkeypatch.setattr(faiss, "write_index", lambda index, _: write(index, str(tmp_path / "no/x")))
+    with pytest.raises(OSError, match=r"\.faiss cannot be written: .*No such file"):
+        SearchIndex.build(plain, tmp_path / "i", IndexSettings(kind=kind))
