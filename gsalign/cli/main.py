@@ -87,7 +87,13 @@ def is_user_failure(error: Exception) -> bool:
         return True
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     return not kinds.isdisjoint(
-        {"gsalign_kernels.errors.KernelUnavailableError", "torch.OutOfMemoryError"}
+        {
+            "gsalign_kernels.errors.KernelUnavailableError",
+            # A full disk; what safetensors cannot read is told as a CheckpointError.
+            "safetensors_rust.SafetensorError",
+            "safetensors._safetensors_rust.SafetensorError",
+            "torch.OutOfMemoryError",
+        }
     )
 
 

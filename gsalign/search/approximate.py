@@ -119,10 +119,17 @@ def fill(
 
 
 def write(index: Any, path: Path) -> FileRecord:
-    """Write an index, atomically."""
+    """Write an index, atomically.
+
+    Raises:
+        OSError: FAISS cannot, probably because the disk is full.
+    """
     faiss = import_extra("faiss")
     with atomic_write(path) as temporary:
-        faiss.write_index(index, str(temporary))
+        try:
+            faiss.write_index(index, str(temporary))
+        except RuntimeError as error:
+            raise OSError(f"{path} cannot be written: {error}") from None
     return record_file(path)
 
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gsalign import __version__
 from gsalign.errors import ConfigError, DataError
-from gsalign.files import atomic_write
+from gsalign.search.changing import LOCK, changing
 from gsalign.search.documents import (
     FileRecord,
     check_file,
@@ -28,10 +28,15 @@ from gsalign.search.fingerprint import Fingerprint
 from gsalign.search.shards import Plan, Shard, ShardFolder
 from gsalign.search.stream import EmbeddingStream
 from gsalign.search.table import ImageTable, TableFormat, read_table, write_table
+from gsalign.search.vectors import open_vectors, write_vectors
 
 EMBEDDINGS = "embeddings.npy"
+TableName = Literal["images.csv", "images.parquet"]
 MANIFEST = "embeddings.json"
 WHAT = "a folder of embeddings (gsalign extract makes one)"
+
+# What a process that was killed while it finished leaves behind.
+_TEMPORARY = (".embeddings.*.npy", ".embeddings.*.json", ".images.*.csv", ".images.*.parquet")
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
@@ -59,16 +64,24 @@ class ExtractionManifest(BaseModel):
 
     format: Literal["gsalign-embeddings-1"] = "gsalign-embeddings-1"
     gsalign: str = __version__
-    count: int
-    dimension: int
-    slots: int
+    count: Annotated[int, Field(ge=1)]
+    dimension: Annotated[int, Field(ge=1)]
+    slots: Annotated[int, Field(ge=1)]
     fingerprint: Fingerprint
     checkpoint: str
     precision: str
     listing: str
     skipped: tuple[str, ...]
-    table: str
+    table: TableName
     files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ExtractionManifest:
+        if self.dimension % self.slots:
+            raise ValueError(f"dimension {self.dimension} is no multiple of slots {self.slots}")
+        for name in self.files.keys() ^ {EMBEDDINGS, self.table}:
+            raise ValueError(f"the file {name!r} does not belong there, or is missing")
+        return self
 
 
 @dataclass(frozen=True)
@@ -109,24 +122,6 @@ class Extraction:
         return self.manifest.skipped
 
 
-def open_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Map an array of vectors into memory; what one writes to it does not reach the file.
-
-    Raises:
-        DataError: the file is missing or no float32 array of this shape.
-    """
-    try:
-        vectors: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    if vectors.dtype != np.float32 or vectors.shape != shape:
-        raise DataError(
-            f"{path} is {vectors.dtype} {list(vectors.shape)}, wanted float32 {list(shape)}: the "
-            "folder is damaged, make it again"
-        )
-    return vectors
-
-
 def open_extraction(folder: str | os.PathLike[str]) -> Extraction:
     """Open a folder of embeddings; its files are compared with their hashes.
 
@@ -134,12 +129,10 @@ def open_extraction(folder: str | os.PathLike[str]) -> Extraction:
         DataError: it is none, it is unfinished, or it is damaged.
     """
     root = Path(folder)
-    if not (root / MANIFEST).exists() and _unfinished(root).root.is_dir():
+    if not (root / MANIFEST).exists() and _unfinished(root).begun:
         raise DataError(f"{root} is unfinished: run the same gsalign extract again to finish it")
     manifest = read_document(ExtractionManifest, root / MANIFEST, what=WHAT)
     for name, record in manifest.files.items():
-        if name not in (EMBEDDINGS, "images.csv", "images.parquet"):
-            raise DataError(f"{root / MANIFEST} names a file {name!r} that does not belong there")
         check_file(root / name, record)
     return Extraction(root, manifest)
 
@@ -160,7 +153,8 @@ def extract(
 
     What is done is written every ``shard_size`` images and when the work is interrupted, and the
     same call goes on from there. A folder that holds the very same embeddings already is returned
-    as it is. Images that cannot be read are left out, logged and named in the manifest.
+    as it is. Images that cannot be read are left out, logged and named in the manifest. One process
+    at a time may extract into a folder.
 
     Args:
         embedder: makes the embeddings.
@@ -177,8 +171,8 @@ def extract(
         The embeddings, in the order of ``images``.
 
     Raises:
-        DataError: no image can be read, or with ``strict`` one cannot; an embedding is not finite;
-            the folder holds something else.
+        DataError: no image can be read, or with ``strict`` one cannot or could not; an embedding is
+            not finite; the folder holds something else, or another process extracts into it.
         ConfigError: a number is out of its range.
         MissingExtraError: parquet without pyarrow.
     """
@@ -194,17 +188,31 @@ def extract(
         precision=embedder.precision,
     )
     shards = _unfinished(root)
-    if (root / MANIFEST).exists() and not overwrite:
-        return _same(open_extraction(root), plan)
-    if root.is_dir() and not (overwrite or shards.root.is_dir()) and any(root.iterdir()):
-        raise DataError(f"{root} holds other files: give a new folder, or --overwrite")
-    done = shards.open(plan, replace=overwrite)
-    _embed_rest(embedder, images, shards, done, workers, strict, shard_size, progress)
-    return _finish(embedder, images, shards, root, plan, table, strict)
+    with changing(root):
+        if (root / MANIFEST).exists() and not overwrite:
+            made = _same(open_extraction(root), plan)
+            if strict and made.skipped:
+                raise _left_out_before(made.skipped[0])
+            return made
+        if not (overwrite or shards.begun) and _holds_others(root, shards):
+            raise DataError(f"{root} holds other files: give a new folder, or --overwrite")
+        done = shards.open(plan, replace=overwrite)
+        if strict:
+            for shard in shards:
+                if shard.skipped:
+                    raise _left_out_before(shard.skipped[0])
+        _embed_rest(embedder, images, shards, done, workers, strict, shard_size, progress)
+        return _finish(embedder, images, shards, root, plan, table)
 
 
 def _unfinished(root: Path) -> ShardFolder:
     return ShardFolder(root / "unfinished")
+
+
+def _holds_others(root: Path, shards: ShardFolder) -> bool:
+    """Whether a folder holds what no extraction, begun and killed at once, leaves there."""
+    names = {path.name for path in root.iterdir()} - {LOCK, shards.root.name}
+    return bool(names) or shards.holds_others
 
 
 def _same(found: Extraction, plan: Plan) -> Extraction:
@@ -234,55 +242,64 @@ def _embed_rest(
     if done == len(images):
         return
     stream = EmbeddingStream(embedder, images, start=done, workers=workers)
-    start = done
-    batches: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
-    told = 0
+    start, told = done, 0
+    # Places, embeddings, how many images are behind us with them, and lines about those left out.
+    batches: list[tuple[NDArray[np.int64], NDArray[np.float32], int, tuple[str, ...]]] = []
 
-    def flush(stop: int) -> None:
+    # Done twice, because Ctrl-C came in the middle, it does the same.
+    def flush() -> None:
         nonlocal start, told
-        skipped = stream.skipped[told:]
-        told += len(skipped)
-        nothing = np.empty((0, embedder.dimension), np.float32)
+        places, vectors, done, skipped = zip(*batches, strict=True)
         shards.write(
             Shard(
                 start=start,
-                stop=stop,
-                embeddings=np.concatenate([nothing, *(vectors for _, vectors in batches)]),
-                places=np.concatenate([np.empty(0, np.int64), *(places for places, _ in batches)]),
-                skipped=skipped,
+                stop=done[-1],
+                embeddings=np.concatenate(vectors),
+                places=np.concatenate(places),
+                skipped=skipped[-1][told:],
             )
         )
-        start = stop
         batches.clear()
+        start, told = done[-1], len(skipped[-1])
 
     try:
         for places, vectors in stream:
             if strict and stream.skipped:
                 break
-            batches.append((places, vectors))
-            done = int(places[-1]) + 1
+            batches.append((places, vectors, stream.done, stream.skipped))
             if progress is not None:
-                progress(done, len(images))
-            if done - start >= shard_size:
-                flush(done)
+                progress(stream.done, len(images))
+            if stream.done - start >= shard_size:
+                flush()
     except KeyboardInterrupt:
         if batches:
-            flush(done)
+            flush()
         raise KeyboardInterrupt(
             f"stopped after {start} of {len(images)} images; the same command goes on from there"
         ) from None
     if strict and stream.skipped:
         if batches:
-            flush(done)
+            flush()
         raise _too_strict(stream.skipped[0])
-    if start < len(images):
-        flush(len(images))
+    if stream.done < len(images):
+        # The last ones cannot be read.
+        nothing = np.empty(0, np.int64), np.empty((0, embedder.dimension), np.float32)
+        batches.append((*nothing, len(images), stream.skipped))
+    if batches:
+        flush()
     if progress is not None:
         progress(len(images), len(images))
 
 
 def _too_strict(line: str) -> DataError:
     return DataError(f"{line}; replace it, or go on without it by leaving out --strict")
+
+
+def _left_out_before(line: str) -> DataError:
+    return DataError(
+        f"{line}; it was left out before: replace it and start again by --overwrite, or go on "
+        "without it by leaving out --strict"
+    )
 
 
 def _finish(
@@ -292,7 +309,6 @@ def _finish(
     root: Path,
     plan: Plan,
     table: TableFormat,
-    strict: bool,
 ) -> Extraction:
     """Put the shards together; the manifest comes last and makes the folder valid."""
     # Twice over the shards, so that the embeddings are never all in memory.
@@ -305,21 +321,12 @@ def _finish(
     if not len(rows):
         shards.clear()
         raise DataError(f"none of {len(images)} images can be read: {skipped[0]}")
-    if strict and skipped:
-        raise _too_strict(skipped[0])
-    for old in (MANIFEST, "images.csv", "images.parquet"):
-        (root / old).unlink(missing_ok=True)
-    with atomic_write(root / EMBEDDINGS) as temporary:
-        merged = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.float32, shape=(len(rows), embedder.dimension)
-        )
-        filled = 0
-        for shard in shards:
-            merged[filled : filled + len(shard.places)] = shard.embeddings
-            filled += len(shard.places)
-        merged.flush()
-        del merged
-    name = f"images.{table}"
+    for old in (MANIFEST, "images.csv", "images.parquet", *_TEMPORARY):
+        for path in root.glob(old):
+            path.unlink()
+    shape = (len(rows), embedder.dimension)
+    write_vectors(root / EMBEDDINGS, shape, (shard.embeddings for shard in shards))
+    name: TableName = "images.csv" if table == "csv" else "images.parquet"
     write_table(images.select(rows), root / name)
     manifest = ExtractionManifest(
         count=len(rows),

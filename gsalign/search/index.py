@@ -17,6 +17,7 @@ from gsalign.extras import import_extra
 from gsalign.search import approximate
 from gsalign.search.answers import Filter, Hit, best_of_each_identity
 from gsalign.search.budget import build_bytes, require_memory, training_rows
+from gsalign.search.changing import LOCK, changing
 from gsalign.search.documents import check_file, read_document, write_document
 from gsalign.search.extraction import Extraction
 from gsalign.search.fingerprint import Fingerprint
@@ -30,7 +31,8 @@ from gsalign.search.index_files import (
     Piece,
     ShardRecord,
     TrainedRecord,
-    changing,
+    discarding,
+    next_shard,
     remove_strays,
     write_shard,
 )
@@ -116,19 +118,7 @@ class SearchIndex:
         if not sources:
             raise DataError("sources is empty: there is nothing to index")
         root = Path(folder)
-        if root.is_dir() and not overwrite and any(p.name != ".lock" for p in root.iterdir()):
-            raise DataError(f"{root} holds other files: give a new folder, or --overwrite")
         first = sources[0].manifest
-        manifest = IndexManifest(
-            metric="cosine" if first.slots == 1 else "part cosine",
-            dimension=first.dimension,
-            slots=first.slots,
-            fingerprint=first.fingerprint,
-            checkpoint=first.checkpoint,
-            settings=settings,
-            # Names of the index that is replaced are not used again while it is still in force.
-            next_shard=_next_shard(root),
-        )
         count = sum(len(source) for source in sources)
         if settings.kind != "exact":
             import_extra("faiss")
@@ -141,11 +131,24 @@ class SearchIndex:
                 "take a smaller --shard-size or another --kind, or --force it",
             )
         with changing(root):
+            if not overwrite and any(path.name != LOCK for path in root.iterdir()):
+                raise DataError(f"{root} holds other files: give a new folder, or --overwrite")
+            manifest = IndexManifest(
+                metric="cosine" if first.slots == 1 else "part cosine",
+                dimension=first.dimension,
+                slots=first.slots,
+                fingerprint=first.fingerprint,
+                checkpoint=first.checkpoint,
+                settings=settings,
+                # Names of the index that is replaced are not used again while it is in force.
+                next_shard=next_shard(root),
+            )
             index = cls(root, manifest)
-            pieces = index._pieces(sources)
-            if settings.kind == "ivfpq":
-                manifest = index._train(pieces, manifest)
-            index._commit(index._append(pieces, manifest))
+            with discarding(root):
+                pieces = index._pieces(sources)
+                if settings.kind == "ivfpq":
+                    manifest = index._train(pieces, manifest)
+                index._commit(index._append(pieces, manifest))
         return index
 
     def __len__(self) -> int:
@@ -290,7 +293,8 @@ class SearchIndex:
             self._take(read_document(IndexManifest, self.root / MANIFEST, what=WHAT))
             if self.manifest.settings.kind != "exact":
                 import_extra("faiss")
-            yield
+            with discarding(self.root):
+                yield
 
     def _pieces(self, sources: Sequence[Extraction]) -> list[Piece]:
         """Sources that fit the index and each other, numbered on from the last id."""
@@ -381,7 +385,7 @@ class SearchIndex:
     def _commit(self, manifest: IndexManifest) -> None:
         write_document(manifest, self.root / MANIFEST)
         self._take(manifest)
-        remove_strays(self.root, manifest)
+        remove_strays(self.root)
 
     # Searching.
 
@@ -573,12 +577,6 @@ class SearchIndex:
 
 # The place of what was not found; behind every real one where distances are equal.
 _NOWHERE = np.iinfo(np.int64).max
-
-
-def _next_shard(root: Path) -> int:
-    """One behind the highest number of a shard's file in a folder."""
-    numbers = [path.name[len("shard-") :].split(".")[0] for path in root.glob("shard-*")]
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
 
 
 def _in_shards(pieces: Sequence[Piece], size: int) -> Iterator[list[Piece]]:

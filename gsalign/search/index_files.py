@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +12,14 @@ from typing import Annotated, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gsalign import __version__
 from gsalign.errors import DataError
-from gsalign.files import atomic_write
-from gsalign.search.documents import FileRecord, check_file, record_file
-from gsalign.search.extraction import open_vectors
+from gsalign.search.documents import FileRecord, check_file, read_document, record_file
 from gsalign.search.fingerprint import Fingerprint
 from gsalign.search.table import ImageTable, read_table, write_table
+from gsalign.search.vectors import open_vectors, write_vectors
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
 
@@ -34,6 +32,12 @@ VECTORS: Final = ".npy"
 VISIBILITY: Final = ".visibility.npy"
 TABLE: Final = ".csv"
 GRAPH: Final = ".faiss"
+
+# Our files but the manifest and, with a dot before them, what a killed process leaves of one.
+_OWN = re.compile(
+    r"shard-\d{6,}\.(npy|visibility\.npy|csv|faiss)|trained-\d{6,}\.faiss"
+    r"|\.(shard|trained)-\d{6,}\..*\.(npy|csv|faiss)|\.manifest\..*\.json"
+)
 
 # Rows that are copied at a time.
 BLOCK_ROWS = 8192
@@ -121,6 +125,28 @@ class IndexManifest(BaseModel):
     next_shard: Annotated[int, Field(ge=0)] = 0
     trained: TrainedRecord | None = None
     shards: tuple[ShardRecord, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> IndexManifest:
+        if self.dimension % self.slots:
+            raise ValueError(f"dimension {self.dimension} is no multiple of slots {self.slots}")
+        if self.next_id < self.count:
+            raise ValueError(f"next_id {self.next_id} was given already, to one of {self.count}")
+        numbers = [int(shard.name.removeprefix("shard-")) for shard in self.shards]
+        if len(set(numbers)) < len(numbers) or max(numbers, default=-1) >= self.next_shard:
+            raise ValueError(f"next_shard {self.next_shard}, or another number, is of two shards")
+        wanted = {VECTORS, TABLE}
+        wanted |= {VISIBILITY} if self.slots > 1 else set()
+        wanted |= {GRAPH} if self.settings.kind != "exact" else set()
+        for shard in self.shards:
+            if shard.files.keys() != wanted:
+                raise ValueError(
+                    f"{shard.name} has {sorted(shard.files)}; a shard of {self.settings.kind} with "
+                    f"{self.slots} slots has {sorted(wanted)}"
+                )
+        if self.shards and (self.trained is None) == (self.settings.kind == "ivfpq"):
+            raise ValueError("a trained index belongs to ivfpq, and to no other kind")
+        return self
 
     @property
     def count(self) -> int:
@@ -267,23 +293,18 @@ def write_shard(root: Path, name: str, pieces: Sequence[Piece], slots: int) -> S
     count, dimension = sum(len(piece) for piece in pieces), pieces[0].vectors.shape[1]
     suffixes: tuple[Suffix, ...] = (VECTORS, VISIBILITY, TABLE)
     paths = {suffix: root / (name + suffix) for suffix in suffixes}
-    with atomic_write(paths[VECTORS]) as temporary:
-        written = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.float32, shape=(count, dimension)
-        )
-        visibility = np.empty((count, slots), np.float32)
-        filled = 0
+    visibility: list[NDArray[np.float32]] = []
+
+    def blocks() -> Iterator[NDArray[np.float32]]:
         for piece in pieces:
             for block in piece.blocks():
-                stop = filled + len(block)
-                written[filled:stop] = block
-                visibility[filled:stop] = slot_visibility(block, slots)
-                filled = stop
-        written.flush()
-        del written
+                if slots > 1:
+                    visibility.append(slot_visibility(block, slots))
+                yield block
+
+    write_vectors(paths[VECTORS], (count, dimension), blocks())
     if slots > 1:
-        with atomic_write(paths[VISIBILITY]) as temporary:
-            np.save(temporary, visibility, allow_pickle=False)
+        write_vectors(paths[VISIBILITY], (count, slots), visibility)
     else:
         del paths[VISIBILITY]
     ids = np.concatenate([piece.ids for piece in pieces])
@@ -293,28 +314,34 @@ def write_shard(root: Path, name: str, pieces: Sequence[Piece], slots: int) -> S
 
 
 @contextmanager
-def changing(root: Path) -> Iterator[None]:
-    """Keep other processes from changing an index inside the block.
+def discarding(root: Path) -> Iterator[None]:
+    """Remove what the block wrote into the folder of an index if it fails.
+
+    Else files that could not be completed would go on filling a disk that is full already.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(DataError, OSError):
+            remove_strays(root)
+        raise
+
+
+def remove_strays(root: Path) -> None:
+    """Remove files of an index that are not in the manifest (any more).
 
     Raises:
-        DataError: another process is changing it.
+        DataError: the manifest cannot be read.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process is changing {root}: wait for it to end") from None
-        yield
-    finally:
-        os.close(lock)
+    belonging: set[str] = set()
+    if (root / MANIFEST).exists():
+        belonging = read_document(IndexManifest, root / MANIFEST, what=WHAT).file_names()
+    for path in root.iterdir():
+        if _OWN.fullmatch(path.name) and path.name not in belonging:
+            path.unlink(missing_ok=True)
 
 
-def remove_strays(root: Path, manifest: IndexManifest) -> None:
-    """Remove what looks like a file of an index and is in no manifest any more."""
-    belonging = manifest.file_names()
-    for pattern in ("shard-*", ".shard-*", "trained-*", ".trained-*", ".manifest.*"):
-        for path in root.glob(pattern):
-            if path.name not in belonging:
-                path.unlink(missing_ok=True)
+def next_shard(root: Path) -> int:
+    """One behind the highest number of a file in the folder of an index."""
+    found = (re.match(r"(?:shard|trained)-(\d+)\.", path.name) for path in root.iterdir())
+    return 1 + max((int(match[1]) for match in found if match), default=-1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from gsalign.errors import DataError
 from gsalign.files import atomic_write
 from gsalign.search.documents import read_document, write_document
 from gsalign.search.fingerprint import Fingerprint
+
+# Files of ours and, with a dot before them, what a killed process leaves of one.
+_OWN = re.compile(r"plan\.json|\d{12}\.safetensors|\.plan\..*\.json|\.\d{12}\..*\.safetensors")
 
 
 class Plan(BaseModel):
@@ -63,12 +67,24 @@ class ShardFolder:
     """Shards in a folder, each a file; together they are a beginning of the listing.
 
     Args:
-        root: the folder; made when the first shard is written.
+        root: the folder; made by :meth:`open`.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._plan = root / "plan.json"
+
+    @property
+    def begun(self) -> bool:
+        """Whether an extraction began here and is not finished."""
+        return self._plan.is_file()
+
+    @property
+    def holds_others(self) -> bool:
+        """Whether files lie here that are none of ours."""
+        if not self.root.is_dir():
+            return self.root.exists()
+        return any(not _OWN.fullmatch(path.name) for path in self.root.iterdir())
 
     def open(self, plan: Plan, *, replace: bool = False) -> int:
         """Begin, or go on with what is there.
@@ -83,7 +99,7 @@ class ShardFolder:
         Raises:
             DataError: what is there was made under another plan, or is damaged.
         """
-        if self._plan.is_file():
+        if self.begun:
             try:
                 return self._done(plan)
             except DataError:
@@ -144,5 +160,12 @@ class ShardFolder:
                 raise DataError(f"{path} is damaged: {error}; --overwrite starts again") from None
 
     def clear(self) -> None:
-        """Remove everything."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Remove what is ours."""
+        # First, so that what is left when we are killed is not taken for a beginning.
+        self._plan.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            for path in self.root.iterdir():
+                if _OWN.fullmatch(path.name):
+                    path.unlink()
+        with suppress(OSError):
+            self.root.rmdir()

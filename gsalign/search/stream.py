@@ -19,6 +19,9 @@ class EmbeddingStream:
 
     Images that cannot be read are logged and left out.
 
+    Attributes:
+        done: how many images of the table are behind the last batch, those left out included.
+
     Args:
         embedder: makes the embeddings.
         images: which images.
@@ -35,7 +38,9 @@ class EmbeddingStream:
         if workers < 0:
             raise ConfigError(f"workers is {workers}; wanted 0 (this process) or a number")
         self._embedder = embedder
+        self._images = images
         self._start = start
+        self.done = start
         config = DataConfig(
             image_size=embedder.image_size,
             eval_batch_size=embedder.batch_size,
@@ -62,7 +67,11 @@ class EmbeddingStream:
             bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
             if bad.size:
                 raise not_finite(batch.paths[int(bad[0])])
-            yield batch.indices.numpy() + self._start, vectors
+            places = batch.indices.numpy() + self._start
+            size = self._embedder.batch_size
+            number = int(batch.indices[0]) // size
+            self.done = min(len(self._images), self._start + (number + 1) * size)
+            yield places, vectors
 
 
 def embed_images(

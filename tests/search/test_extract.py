@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from search_support import tiny_network
 
 from gsalign.errors import ConfigError, DataError
 from gsalign.search import Embedder, extract, list_images, open_extraction
+from gsalign.search.changing import changing
 from gsalign.search.stream import EmbeddingStream
 
 
@@ -35,6 +39,46 @@ def test_a_table_in_parquet(embedder, photographs, tmp_path):
     made = extract(embedder, images, tmp_path / "out", table="parquet")
     assert (tmp_path / "out" / "images.parquet").is_file()
     assert open_extraction(made.root).images == images
+
+
+@pytest.mark.parametrize("shard_size", [1, 1000])
+def test_a_broken_image_at_the_end_of_a_batch_is_named_once(
+    embedder, own_photographs, tmp_path, monkeypatch, shard_size
+):
+    images = list_images([own_photographs])
+    for place in (7, 10):
+        Path(images.paths[place]).write_bytes(b"")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("gsalign.search.extraction.EmbeddingStream", Interrupted)
+        with pytest.raises(KeyboardInterrupt, match="stopped after 8 of 11 images"):
+            extract(embedder, images, out, shard_size=shard_size)
+    made = extract(embedder, images, out)
+    assert len(made) == 9 and len(made.skipped) == 2
+    assert made.images == images.select([*range(7), 8, 9])
+
+
+def test_a_broken_image_that_was_replaced_is_read(embedder, own_photographs, tmp_path):
+    images, out = list_images([own_photographs]), tmp_path / "out"
+    whole = Path(images.paths[6]).read_bytes()
+    Path(images.paths[6]).write_bytes(b"")
+    with pytest.raises(DataError, match="replace it, or go on without it"):
+        extract(embedder, images, out, strict=True)
+    Path(images.paths[6]).write_bytes(whole)
+    made = extract(embedder, images, out, strict=True)
+    assert len(made) == 11 and made.skipped == ()
+
+
+def test_what_was_left_out_before_is_no_less_an_error(
+    embedder, own_photographs, tmp_path, monkeypatch
+):
+    images, out = list_images([own_photographs]), tmp_path / "out"
+    Path(images.paths[1]).write_bytes(b"")
+    interrupt(embedder, images, out, monkeypatch)
+    for _ in range(2):
+        with pytest.raises(DataError, match="left out before: replace it and start again by --ov"):
+            extract(embedder, images, out, strict=True)
+        assert len(extract(embedder, images, out).skipped) == 1
 
 
 class Interrupted(EmbeddingStream):
@@ -90,6 +134,9 @@ def test_another_extraction_does_not_go_on_with_it(embedder, photographs, tmp_pa
         extract(embedder, images.select(range(5)), out)
     # Nothing was lost by asking.
     assert len(list((out / "unfinished").glob("*.safetensors"))) == 1
+    # Nor by asking while another process is at it.
+    with changing(out), pytest.raises(DataError, match="another process is changing"):
+        extract(embedder, images, out)
     made = extract(other, images, out, overwrite=True)
     np.testing.assert_allclose(made.embeddings, other(list(images.paths)), atol=1e-6)
 
@@ -179,6 +226,34 @@ def test_folders_of_something_else_are_left_alone(embedder, photographs, tmp_pat
         open_extraction(tmp_path)
 
 
+def test_a_folder_called_unfinished_that_is_not_ours_is_left_alone(embedder, photographs, tmp_path):
+    images, mine = list_images([photographs]), tmp_path / "unfinished" / "novel.txt"
+    mine.parent.mkdir()
+    mine.write_text("chapter 1")
+    with pytest.raises(DataError, match="holds other files"):
+        extract(embedder, images, tmp_path)
+    assert len(extract(embedder, images, tmp_path, overwrite=True)) == 11
+    assert mine.read_text() == "chapter 1"
+    assert [path.name for path in mine.parent.iterdir()] == ["novel.txt"]
+
+
+def test_what_a_killed_process_leaves_is_no_hindrance(embedder, photographs, tmp_path, monkeypatch):
+    images, out = list_images([photographs]), tmp_path / "out"
+    # While it began.
+    (out / "unfinished").mkdir(parents=True)
+    (out / ".lock").touch()
+    (out / "unfinished" / ".plan.x1y2.json").touch()
+    interrupt(embedder, images, out, monkeypatch)
+    # While it wrote a shard, and while it finished.
+    (out / "unfinished" / ".000000000008.x1y2.safetensors").touch()
+    (out / ".embeddings.x1y2.npy").touch()
+    made = extract(embedder, images, out)
+    assert {path.name for path in out.iterdir()} == {
+        "embeddings.json", "embeddings.npy", "images.csv",
+    }  # fmt: skip
+    np.testing.assert_allclose(made.embeddings, embedder(list(images.paths)), atol=1e-6)
+
+
 def test_damage_is_told(embedder, photographs, tmp_path):
     made = extract(embedder, list_images([photographs]), tmp_path / "out")
 
@@ -209,3 +284,22 @@ def test_damage_is_told(embedder, photographs, tmp_path):
         "embeddings.json",
         lambda path: path.write_text(path.read_text().replace('"images.csv": {', '"../x": {')),
     )
+
+
+def test_a_full_disk_is_told(checkpoint, photographs, tmp_path):
+    """Files that may have 600 bytes at most fail as a full disk does; in a process of its own."""
+    out = tmp_path / "out"
+    code = """
+import resource, sys
+from gsalign.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = ["extract", photographs, "--checkpoint", checkpoint, "--out", out, "--workers", "0"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "I/O error" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(out.rglob("*.safetensors"))

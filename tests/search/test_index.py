@@ -24,7 +24,7 @@ from gsalign.search import (
     SearchIndex,
 )
 from gsalign.search.answers import Hit, best_of_each_identity
-from gsalign.search.index_files import changing
+from gsalign.search.changing import changing
 
 KINDS = ("exact", "hnsw", "ivfpq")
 COUNT = 600
@@ -416,3 +416,85 @@ def test_blocks_and_samples_are_the_stored_vectors(plain, tmp_path):
     assert np.array_equal(np.concatenate([block for _, _, block in blocks]), plain.embeddings)
     assert np.array_equal(index.sample(3), plain.embeddings[[0, 299, 599]])
     assert len(index.sample(10_000)) == COUNT
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+def test_an_index_that_faiss_cannot_write_is_told(plain, tmp_path, monkeypatch, kind):
+    faiss = pytest.importorskip("faiss")
+    write = faiss.write_index
+    monkeypatch.setattr(faiss, "write_index", lambda index, _: write(index, str(tmp_path / "no/x")))
+    with pytest.raises(OSError, match=r"\.faiss cannot be written: .*No such file"):
+        SearchIndex.build(plain, tmp_path / "i", IndexSettings(kind=kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "told"),
+    [
+        ("exact", {"slots": 3}, "dimension 32 is no multiple of slots 3"),
+        ("exact", {"slots": 2}, r"shard-000000 has .*; a shard of exact with 2 slots has .*vis"),
+        ("exact", {"next_id": 5}, "next_id 5 was given already"),
+        ("exact", {"next_shard": 0}, "next_shard 0, or another number, is of two shards"),
+        ("exact", {"settings": {"kind": "hnsw"}}, r"shard-000000 has .*; a shard of hnsw .*faiss"),
+        ("ivfpq", {"trained": None}, "a trained index belongs to ivfpq"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_told(plain, tmp_path, kind, change, told):
+    needs(kind)
+    index = SearchIndex.build(plain, tmp_path / "i", IndexSettings(kind=kind))
+    path = index.root / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    for attempt in (lambda: SearchIndex.open(index.root), lambda: index.remove(ids=[3])):
+        with pytest.raises(DataError, match=told):
+            attempt()
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_what_fails_leaves_no_files_behind(plain, more, tmp_path, monkeypatch, kind):
+    needs(kind)
+    index = SearchIndex.build(plain, tmp_path / "i", IndexSettings(kind=kind))
+    names = {path.name for path in index.root.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "write_document", lambda *_: 1 / 0)
+        for change in (lambda: index.add(more), lambda: SearchIndex.build(more, tmp_path / "j")):
+            with pytest.raises(ZeroDivisionError):
+                change()
+    assert {path.name for path in index.root.iterdir()} == names
+    # And is no hindrance to another attempt.
+    assert len(SearchIndex.build(more, tmp_path / "j")) == len(more)
+
+
+def test_files_of_others_survive_a_build_in_their_folder(plain, tmp_path):
+    (tmp_path / "shard-000000.tar").write_text("precious")
+    (tmp_path / "shard-of-glass.npy").write_text("precious")
+    with pytest.raises(DataError, match="holds other files"):
+        SearchIndex.build(plain, tmp_path)
+    index = SearchIndex.build(plain, tmp_path, overwrite=True)
+    index.remove(ids=[3])
+    assert (tmp_path / "shard-000000.tar").exists() and (tmp_path / "shard-of-glass.npy").exists()
+
+
+def test_an_index_that_appears_meanwhile_is_not_replaced(plain, more, tmp_path, monkeypatch):
+    """Another process makes one while this build looks at the memory."""
+    root = tmp_path / "i"
+
+    def meanwhile(*_):
+        monkeypatch.setattr(index_module, "require_memory", lambda *_: None)
+        SearchIndex.build(more, root)
+
+    monkeypatch.setattr(index_module, "require_memory", meanwhile)
+    with pytest.raises(DataError, match="holds other files"):
+        SearchIndex.build(plain, root)
+    assert len(SearchIndex.open(root)) == len(more)
+
+
+def test_a_name_in_force_is_not_used_again(plain, tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    settings = IndexSettings(kind="ivfpq")
+    index = SearchIndex.build(plain, tmp_path / "i", settings)
+    index.remove(ids=index.ids.tolist())
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "write_document", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            other = make_extraction(tmp_path / "e", 300, seed=4)
+            SearchIndex.build(other, index.root, settings, overwrite=True)
+    SearchIndex.open(index.root).verify()
