@@ -37,7 +37,7 @@ class Progress:
         best: the number that chose the best weights; None before there is one.
         best_iteration: iterations done when they were chosen.
         world_size: number of processes.
-        identity: what must not change between parts of one run (seed, batches, data).
+        identity: what must not change between parts of one run (seed, batches, optimizer, data).
         scaler: state of the fp16 loss scaler; empty without one.
     """
 

@@ -171,6 +171,7 @@ class Trainer:
                 "seed": config.seed,
                 "identities_per_batch": config.data.identities_per_batch,
                 "images_per_identity": config.data.images_per_identity,
+                "optimizer.name": config.optimizer.name,
                 "training images": len(self.dataset.train),
                 "training identities": model.num_identities,
             },

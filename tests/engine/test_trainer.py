@@ -293,6 +293,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint_as_it_was(
     [
         (("seed=5",), "seed 0, this one has 5"),
         (("data.images_per_identity=4",), "images_per_identity 2, this one has 4"),
+        (("optimizer.name=adamw",), "optimizer.name sgd, this one has adamw"),
         (("training.iterations=3",), "4 iterations done, but the run is to end after 3"),
         (("model.width=32",), "[32]"),
         (("model.depth=3",), "blocks.2"),
