@@ -13,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import TINY, read_files
 
+import gsalign.data.packed as packed
 import gsalign.engine.state as state_module
 from gsalign.config import load_config
 from gsalign.engine.build import build_trainer
@@ -180,6 +181,29 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(people, tmp_path,
     mine, other = tensors(part / "checkpoint.safetensors"), tensors(whole.folder.state)
     assert any(name.startswith("optimizer.") for name in mine)
     assert_equal(mine, other)
+
+
+def test_a_run_is_stopped_at_once_while_its_images_are_packed(people, tmp_path, monkeypatch):
+    settings = ("data.cache=packed", f"data.cache_folder={tmp_path / 'packed'}")
+    whole = run(people, tmp_path / "whole", *settings)
+    read, asked = packed.read_image, []
+
+    def interrupted(path):
+        asked.append(path)
+        if len(asked) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return read(path)
+
+    monkeypatch.setattr(packed, "read_image", interrupted)
+    monkeypatch.setattr(packed, "BLOCK", 4)
+    part = tmp_path / "part"
+    settings = ("data.cache=packed", f"data.cache_folder={tmp_path / 'stopped'}")
+    with pytest.raises(RunStopped, match="stopped after iteration 0 of 4; --resume"):
+        run(people, part, *settings)
+    assert len(asked) < 24
+    assert not list((tmp_path / "stopped").glob("*.npy"))
+    run(people, part, *settings, resume=True)
+    assert losses(part) == losses(whole.folder.root)
 
 
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(people, tmp_path):
