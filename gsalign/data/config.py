@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from gsalign.data.images import Cache, OnBroken
 from gsalign.data.layout import Singletons
 from gsalign.data.registry import DatasetName
+from gsalign.data.table import TABLE
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -156,7 +157,10 @@ class DataConfig(BaseModel):
     @property
     def packed_folder(self) -> Path:
         """Where packed files are: ``cache_folder``, or ``packed`` in the data set's folder."""
-        return self.root / "packed" if self.cache_folder is None else self.cache_folder
+        if self.cache_folder is not None:
+            return self.cache_folder
+        folder = self.root.parent if self.name == TABLE.name else self.root
+        return folder / "packed"
 
     @field_validator("image_size")
     @classmethod

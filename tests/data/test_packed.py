@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gsalign.data.packed as packed
-from gsalign.data import DataConfig, ImageStore, load_cargo, train_loader
+from gsalign.data import DataConfig, ImageStore, load_cargo, load_dataset, train_loader
 from gsalign.errors import DataError
 
 SIZE = (32, 16)
@@ -156,3 +156,25 @@ def test_training_batches_are_the_same_with_workers(cargo, tmp_path):
     pairs = zip(train_loader(split, config), train_loader(split, changed), strict=True)
     assert all(torch.equal(a.images, b.images) for a, b in pairs)
     assert config.packed_folder == cargo / "packed" and changed.packed_folder == tmp_path
+
+
+def test_packed_files_of_a_table_lie_beside_it(cargo, tmp_path):
+    people = load_cargo(cargo)
+    rows = [
+        f"{r.path},{r.identity},{r.camera},{r.view},{split.name}"
+        for split in (people.train, people.query, people.gallery)
+        for r in split.records
+    ]
+    table = tmp_path / "people.csv"
+    table.write_text("\n".join(["path,identity,camera,view,split", *rows]))
+    config = DataConfig(
+        name="table",
+        root=table,
+        image_size=SIZE,
+        identities_per_batch=2,
+        images_per_identity=2,
+        num_workers=0,
+        cache="packed",
+    )
+    next(iter(train_loader(load_dataset(config).train, config)))
+    assert len(files(tmp_path / "packed")) == 1
