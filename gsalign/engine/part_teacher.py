@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from gsalign.data import DataConfig, Split, evaluation_loader
+from gsalign.data import DataConfig, Split
 from gsalign.data.synthetic import PARTS, UNKNOWN, part_groups
 from gsalign.data.synthetic.part_labels import PARTS_FOLDER, part_label_path
 from gsalign.data.synthetic.writer import MARKER_FILE
+from gsalign.engine.testing import looking
 from gsalign.errors import ConfigError, DataError
 from gsalign.model import GSAlign
 
@@ -64,14 +65,10 @@ def write_part_labels(
         temporary = Path(tempfile.mkdtemp(dir=root, prefix=f".{PARTS_FOLDER}.labelling-"))
     except OSError as error:
         raise DataError(f"root {root} cannot be written: {error}") from error
-    was_training = network.training
-    network.eval()
     done = 0
     try:
-        with torch.inference_mode():
-            for batch in evaluation_loader(split, config):
-                with accelerator.autocast():
-                    seen = network.forward_features(batch.images.to(accelerator.device))
+        with looking(network, [split], config, accelerator) as batches:
+            for batch, seen in batches:
                 parts = seen.parts
                 assert parts is not None
                 masks = parts.masks.unflatten(2, network.config.mask_grid)
@@ -92,7 +89,6 @@ def write_part_labels(
     except OSError as error:
         raise DataError(f"root {root} cannot be written: {error}") from error
     finally:
-        network.train(was_training)
         shutil.rmtree(temporary, ignore_errors=True)
     return done
 
