@@ -56,7 +56,7 @@ def write_part_labels(
     Raises:
         ConfigError: the network has no parts, or a number of which there are no groups.
         DataError: the set was generated, so that its maps are the truth; it has maps and
-            ``overwrite`` is false; an image is broken; or the maps cannot be written.
+            ``overwrite`` is false; an image is broken, or all are; or the maps cannot be written.
     """
     _check(network, root, overwrite)
     first = [group[0] for group in part_groups(network.config.parts).values()]
@@ -82,9 +82,8 @@ def write_part_labels(
                 done += len(batch)
                 if progress is not None:
                     progress(done, len(split))
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        if not done:
+            raise DataError(f"no image of {split.name} could be read, so there is none to label")
         _put(temporary / PARTS_FOLDER, root / PARTS_FOLDER)
     except OSError as error:
         raise DataError(f"root {root} cannot be written: {error}") from error
@@ -126,6 +125,12 @@ def _write(folder: Path, image: Path, labels: Tensor) -> None:
 
 def _put(made: Path, place: Path) -> None:
     """Move the maps to their place; older ones go with the temporary folder."""
+    old = made.with_name("old")
     if place.exists():
-        os.replace(place, made.with_name("old"))
-    os.replace(made, place)
+        os.replace(place, old)
+    try:
+        os.replace(made, place)
+    except BaseException:
+        if old.exists():
+            os.replace(old, place)
+        raise
