@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_run import TINY, read_files
 
 import gsalign.data.packed as packed
-import gsalign.engine.state as state_module
 from gsalign.config import load_config
 from gsalign.engine.build import build_trainer
 from gsalign.engine.meters import NonFiniteLossError
@@ -294,20 +294,19 @@ def test_a_half_written_checkpoint_is_refused(people, tmp_path, finished, keep):
     assert str(folder) in str(caught.value)
 
 
-def test_a_write_that_fails_leaves_the_last_checkpoint_as_it_was(
-    people, tmp_path, finished, monkeypatch
-):
+def test_a_checkpoint_that_a_full_disk_cuts_off_leaves_the_last_as_it_was(people, tmp_path):
     trainer = build_trainer(configured(people, tmp_path / "run"))
     path = trainer.save()
     before = path.read_bytes()
-
-    def half(tensors, name, metadata=None):
-        Path(name).write_bytes(before[: len(before) // 2])
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(state_module.safetensors.torch, "save_file", half)
-    with pytest.raises(OSError, match="no space left"):
-        trainer.save()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"safetensors cannot be written: .*27"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
