@@ -16,4 +16,4 @@ class DataError(GSAlignError):
 
 
 class CheckpointError(GSAlignError):
-    """A checkpoint is missing, damaged or of another shape than the network."""
+    """A checkpoint is missing, damaged, of another shape than the network, or cannot be written."""

@@ -22,8 +22,9 @@ def add_parser(subparsers: Any) -> None:
     )
     add_config_options(parser)
     parser.add_argument("--output", metavar="DIR", help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on where the run was stopped")
-    parser.add_argument("--overwrite", action="store_true", help="replace a run in the folder")
+    there = parser.add_mutually_exclusive_group()
+    there.add_argument("--resume", action="store_true", help="go on where the run was stopped")
+    there.add_argument("--overwrite", action="store_true", help="replace a run in the folder")
     add_speed_options(parser)
     parser.add_argument(
         "--num-gpus",

@@ -284,7 +284,7 @@ def load_dataset(config: DataConfig) -> ReIDDataset:
     """Read the data set that a configuration names.
 
     Raises:
-        DataError: see ``load_cargo``.
+        DataError: the folder or table is missing or not laid out as the data set is.
     """
     load = get_dataset_entry(config.name).load
     return load(config.root, singletons=config.singletons, max_bad_names=config.max_bad_names)

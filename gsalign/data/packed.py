@@ -65,7 +65,8 @@ class PackedImages:
         name: of the split, for the file's name.
 
     Raises:
-        DataError: a file is missing, or the folder cannot be written or has too little space.
+        DataError: a file is missing, the folder cannot be written or has too little space, or the
+            packed file is damaged.
     """
 
     def __init__(
@@ -82,8 +83,9 @@ class PackedImages:
                 with (folder / f"{prefix}.lock").open("w") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX)
                     if not self.path.is_file():
+                        self._remove(f".{prefix}-*.npy", "which a killed process left behind")
                         _write(self.path, paths, size, shape)
-                        self._remove_older(prefix)
+                        self._remove(f"{prefix}-*.npy", "which is out of date")
         except OSError as error:
             raise DataError(
                 f"packed images cannot be written to {folder}: {error.strerror or error}; set "
@@ -98,15 +100,17 @@ class PackedImages:
 
     def _mapped(self) -> NDArray[np.uint8] | None:
         try:
-            rows: NDArray[np.uint8] = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except ValueError:  # cut off, or with objects in it
+            rows: NDArray[np.uint8] = open_memmap(self.path, mode="r")
+        except ValueError:  # empty, cut off, or with objects in it
             return None
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from None
         return rows
 
-    def _remove_older(self, prefix: str) -> None:
-        for other in self.path.parent.glob(f"{prefix}-*.npy"):
+    def _remove(self, pattern: str, reason: str) -> None:
+        for other in self.path.parent.glob(pattern):
             if other != self.path:
-                logger.info("removed %s, which is out of date", other)
+                logger.info("removed %s, %s", other, reason)
                 other.unlink(missing_ok=True)
 
     def __getstate__(self) -> dict[str, object]:
@@ -138,6 +142,9 @@ def _write(
     threads = max(1, len(os.sched_getaffinity(0)))
     with atomic_write(path) as temporary, ThreadPoolExecutor(threads) as pool:
         rows = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        with temporary.open("r+b") as file:
+            # All the space now, or an error: a mapping that meets a full disk kills the process.
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
 
         def put(index: int) -> None:
             try:

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from gsalign.data import DataConfig, Split, evaluation_loader
+from gsalign.data import DataConfig, Split
 from gsalign.data.synthetic import PARTS, UNKNOWN, part_groups
 from gsalign.data.synthetic.part_labels import PARTS_FOLDER, part_label_path_of
 from gsalign.data.synthetic.writer import MARKER_FILE
+from gsalign.engine.testing import looking
 from gsalign.errors import ConfigError, DataError
 from gsalign.model import GSAlign
 
@@ -55,8 +56,8 @@ def write_part_labels(
     Raises:
         ConfigError: the network has no parts, or a number of which there are no groups.
         DataError: the set was generated, so that its maps are the truth; it has maps and
-            ``overwrite`` is false; an image is broken or not below ``root``; or the maps cannot be
-            written.
+            ``overwrite`` is false; an image is broken, or all are, or is not below ``root``; or the
+            maps cannot be written.
     """
     _check(network, root, overwrite)
     for record in split.records:
@@ -67,14 +68,10 @@ def write_part_labels(
         temporary = Path(tempfile.mkdtemp(dir=root, prefix=f".{PARTS_FOLDER}.labelling-"))
     except OSError as error:
         raise DataError(f"root {root} cannot be written: {error}") from error
-    was_training = network.training
-    network.eval()
     done = 0
     try:
-        with torch.inference_mode():
-            for batch in evaluation_loader(split, config):
-                with accelerator.autocast():
-                    seen = network.forward_features(batch.images.to(accelerator.device))
+        with looking(network, [split], config, accelerator) as batches:
+            for batch, seen in batches:
                 parts = seen.parts
                 assert parts is not None
                 masks = parts.masks.unflatten(2, network.config.mask_grid)
@@ -90,14 +87,12 @@ def write_part_labels(
                 done += len(batch)
                 if progress is not None:
                     progress(done, len(split))
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        if not done:
+            raise DataError(f"no image of {split.name} could be read, so there is none to label")
         _put(temporary / PARTS_FOLDER, root / PARTS_FOLDER)
     except OSError as error:
         raise DataError(f"root {root} cannot be written: {error}") from error
     finally:
-        network.train(was_training)
         shutil.rmtree(temporary, ignore_errors=True)
     return done
 
@@ -129,6 +124,12 @@ def _labels(masks: Tensor, size: tuple[int, int], values: Tensor, sure: float) -
 
 def _put(made: Path, place: Path) -> None:
     """Move the maps to their place; older ones go with the temporary folder."""
+    old = made.with_name("old")
     if place.exists():
-        os.replace(place, made.with_name("old"))
-    os.replace(made, place)
+        os.replace(place, old)
+    try:
+        os.replace(made, place)
+    except BaseException:
+        if old.exists():
+            os.replace(old, place)
+        raise

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gsalign.errors import CheckpointError
-from gsalign.files import atomic_write
-from gsalign.model.weights import copy_weights
+from gsalign.model.weights import copy_weights, write_tensors
 
 FORMAT = "gsalign-training-1"
 
@@ -37,7 +36,7 @@ class Progress:
         best: the number that chose the best weights; None before there is one.
         best_iteration: iterations done when they were chosen.
         world_size: number of processes.
-        identity: what must not change between parts of one run (seed, batches, data).
+        identity: what must not change between parts of one run (seed, batches, optimizer, data).
         scaler: state of the fp16 loss scaler; empty without one.
     """
 
@@ -66,6 +65,9 @@ def save_state(
         optimizer: whose groups have ``names``, as ``build_optimizer`` makes them.
         random: states of the random generators, uint8 ``[processes, bytes]`` each.
         progress: the numbers.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in _named_parameters(optimizer):
@@ -73,10 +75,8 @@ def save_state(
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{name}.{slot}"] = value
     tensors.update({f"random.{name}": value for name, value in random.items()})
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "progress": json.dumps(asdict(progress))}
-    with atomic_write(path) as temporary:
-        safetensors.torch.save_file(plain, temporary, metadata=metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def load_state(

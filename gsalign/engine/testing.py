@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -36,7 +37,7 @@ from gsalign.evaluation.features import (
 )
 from gsalign.evaluation.part_agreement import PartAgreement, PartCounts
 from gsalign.evaluation.roll_agreement import RollAgreement, roll_agreement
-from gsalign.model import GSAlign
+from gsalign.model import FeatureOutput, GSAlign
 
 Report = Callable[[int, int], None]
 """Called with (images done, images in all) of this process."""
@@ -70,13 +71,14 @@ def embed_split(
             not finite.
     """
     rank, processes = accelerator.process_index, accelerator.num_processes
-    on_gpu = accelerator.device.type != "cpu"
-    loader = evaluation_loader(split, config, rank=rank, world_size=processes, as_bytes=on_gpu)
+    device = accelerator.device
+    as_bytes = device.type != "cpu"
+    loader = evaluation_loader(split, config, rank=rank, world_size=processes, as_bytes=as_bytes)
     if len(loader) or processes == 1:
         mine = extract_features(
             network,
-            _normalised(loader, accelerator.device) if on_gpu else loader,
-            device=accelerator.device,
+            _normalised(loader, device),
+            device=device,
             flip_test=flip_test,
             autocast=AUTOCAST[accelerator.mixed_precision],
             progress=progress,
@@ -141,7 +143,7 @@ def embed_splits(
 
 
 def _normalised(loader: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches of bytes, normalised on the device: a quarter of the way to there."""
+    """Batches on the device; bytes, a quarter of the way to there, are normalised there."""
     for batch in loader:
         there = replace(batch, images=batch.images.to(device, non_blocking=True))
         yield replace(there, images=there.pixels())
@@ -180,6 +182,40 @@ def _offset(report: Report, before: int, total: int) -> Callable[[int], None]:
     return lambda done: report(min(before + done, total), total)
 
 
+@contextmanager
+def looking(
+    network: GSAlign, splits: Sequence[Split], config: DataConfig, accelerator: Accelerator
+) -> Iterator[Iterator[tuple[Batch, FeatureOutput]]]:
+    """A block in which a network, in evaluation mode, looks at every image of some splits.
+
+    Gives the batches, each with what the network makes of it; every process sees all of them. No
+    gradients are made in the block, and the network's mode is as before when it ends.
+
+    Args:
+        network: unwrapped, on the accelerator's device.
+        splits: the images.
+        config: how they are read.
+        accelerator: of the run; its precision is used.
+    """
+    device = accelerator.device
+
+    def look() -> Iterator[tuple[Batch, FeatureOutput]]:
+        for split in splits:
+            loader = evaluation_loader(split, config, as_bytes=device.type != "cpu")
+            for batch in _normalised(loader, device):
+                with accelerator.autocast():
+                    seen = network.forward_features(batch.images)
+                yield batch, seen
+
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield look()
+    finally:
+        network.train(was_training)
+
+
 def measure_parts(
     network: GSAlign,
     splits: Sequence[Split],
@@ -214,35 +250,27 @@ def measure_parts(
     shares = {root / row.path: row.visible for row in read_truth(root)}
     groups = part_groups(min(network.config.parts, len(BODY_PARTS)))
     counts = PartCounts(tuple(groups), network.config.parts)
-    was_training = network.training
-    network.eval()
     done = 0
-    try:
-        with torch.inference_mode():
-            for split in splits:
-                for batch in evaluation_loader(split, config):
-                    with accelerator.autocast():
-                        seen = network.forward_features(batch.images.to(accelerator.device))
-                    parts = seen.parts
-                    assert parts is not None
-                    paths = [Path(path) for path in batch.paths]
-                    labels = torch.stack(
-                        [group_labels(read_part_labels(root, path), len(groups)) for path in paths]
-                    )
-                    if network.uprighting is not None and seen.direction is not None:
-                        there = labels.to(seen.direction.device)
-                        labels = network.uprighting.turn_labels(there, seen.direction)
-                    counts.add(
-                        parts.masks.unflatten(2, network.config.mask_grid),
-                        labels.cpu(),
-                        parts.visibility,
-                        torch.tensor([_true_shares(shares, path, groups) for path in paths]),
-                    )
-                    done += len(paths)
-                    if progress is not None:
-                        progress(done)
-    finally:
-        network.train(was_training)
+    with looking(network, splits, config, accelerator) as batches:
+        for batch, seen in batches:
+            parts = seen.parts
+            assert parts is not None
+            paths = [Path(path) for path in batch.paths]
+            labels = torch.stack(
+                [group_labels(read_part_labels(root, path), len(groups)) for path in paths]
+            )
+            if network.uprighting is not None and seen.direction is not None:
+                there = labels.to(seen.direction.device)
+                labels = network.uprighting.turn_labels(there, seen.direction)
+            counts.add(
+                parts.masks.unflatten(2, network.config.mask_grid),
+                labels.cpu(),
+                parts.visibility,
+                torch.tensor([_true_shares(shares, path, groups) for path in paths]),
+            )
+            done += len(paths)
+            if progress is not None:
+                progress(done)
     return counts.agreement()
 
 
@@ -281,24 +309,16 @@ def measure_rolls(
     collected: dict[str, list[Tensor]] = {}
     rolls: list[float] = []
     views: list[Tensor] = []
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.inference_mode():
-            for split in splits:
-                for batch in evaluation_loader(split, config):
-                    with accelerator.autocast():
-                        seen = network.forward_features(batch.images.to(accelerator.device))
-                    if seen.direction is not None:
-                        collected.setdefault(IMAGE, []).append(atan2_of(seen.direction).cpu())
-                    for layer, angle in zip(layers, seen.angles, strict=True):
-                        collected.setdefault(f"layer {layer}", []).append(angle.float().cpu())
-                    rolls += [_true_of(truth, Path(path)) for path in batch.paths]
-                    views.append(batch.views)
-                    if progress is not None:
-                        progress(len(rolls))
-    finally:
-        network.train(was_training)
+    with looking(network, splits, config, accelerator) as batches:
+        for batch, seen in batches:
+            if seen.direction is not None:
+                collected.setdefault(IMAGE, []).append(atan2_of(seen.direction).cpu())
+            for layer, angle in zip(layers, seen.angles, strict=True):
+                collected.setdefault(f"layer {layer}", []).append(angle.float().cpu())
+            rolls += [_true_of(truth, Path(path)) for path in batch.paths]
+            views.append(batch.views)
+            if progress is not None:
+                progress(len(rolls))
     if not rolls:
         return None
     aerial = torch.cat(views).numpy() == 1

@@ -171,6 +171,7 @@ class Trainer:
                 "seed": config.seed,
                 "identities_per_batch": config.data.identities_per_batch,
                 "images_per_identity": config.data.images_per_identity,
+                "optimizer.name": config.optimizer.name,
                 "training images": len(self.dataset.train),
                 "training identities": model.num_identities,
             },
@@ -352,15 +353,17 @@ class Trainer:
         start = self.progress.iteration
         if start >= self.total:
             return
-        loader: BatchLoader = train_loader(
-            self.dataset.train,
-            self.config.data,
-            seed=self.config.seed,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            iterations=(start, self.total),
-            part_groups=self._part_groups(),
-        )
+        # Packing a data set takes minutes, and nothing is trained yet.
+        with self.interruptible():
+            loader: BatchLoader = train_loader(
+                self.dataset.train,
+                self.config.data,
+                seed=self.config.seed,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+                iterations=(start, self.total),
+                part_groups=self._part_groups(),
+            )
         batches = iter(loader)
         while True:
             asked = time.perf_counter()

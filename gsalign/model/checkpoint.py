@@ -6,14 +6,12 @@ import os
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 from pydantic import ValidationError
 
 from gsalign.errors import CheckpointError
-from gsalign.files import atomic_write
 from gsalign.model.config import ModelConfig
 from gsalign.model.network import GSAlign, without_values
-from gsalign.model.weights import copy_weights, read_state_dict
+from gsalign.model.weights import copy_weights, read_state_dict, write_tensors
 
 FORMAT = "gsalign-weights-1"
 _FORMAT_KEY = "format"
@@ -26,13 +24,12 @@ def save_weights(model: GSAlign, path: str | os.PathLike[str]) -> None:
     Args:
         model: the network (not a wrapper around it).
         path: where to; ``.safetensors`` by convention.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
-    state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
     metadata = {_FORMAT_KEY: FORMAT, _CONFIG_KEY: model.config.model_dump_json()}
-    with atomic_write(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata=metadata)
+    write_tensors(path, model.state_dict(), metadata)
 
 
 def holds_our_weights(path: str | os.PathLike[str]) -> bool:

@@ -20,8 +20,18 @@ from torch.nn import functional
 from gsalign.model.precision import without_autocast
 from gsalign_kernels import backends, transforms
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
-    torch.ops.mkldnn, "_linear_pointwise"
+
+def _has_onednn(*operators: str) -> bool:
+    """Whether this PyTorch has oneDNN and these operators of it, which are private."""
+    there = torch.backends.mkldnn.is_available()
+    return there and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+
+
+_HAS_ONEDNN = _has_onednn("_linear_pointwise")
+# On a processor without instructions for it, as AVX-512, PyTorch lays no bfloat16 weights out.
+_KEEPS_BFLOAT16 = (
+    _has_onednn("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 )
 
 
@@ -68,8 +78,9 @@ def keeping_weights() -> Iterator[None]:
 
     For many batches through one network: autocast converts every weight anew each time it is
     entered, and oneDNN lays it out anew at every product. Costs two bytes per weight until the
-    block ends. A weight written to in between is made anew, unless through ``.data``, which leaves
-    no trace; load weights before the block, not in it.
+    block ends; does nothing where oneDNN has no bfloat16. A weight written to in between is made
+    anew, unless through ``.data``, which leaves no trace; load weights before the block, not in
+    it.
     """
     outer = _kept.set({})
     try:
@@ -80,7 +91,7 @@ def keeping_weights() -> Iterator[None]:
 
 def _kept_bfloat16(tokens: Tensor, weight: Tensor) -> Tensor | None:
     """The weight for a product in bfloat16, where this block keeps it; else None."""
-    if torch.is_grad_enabled() or not _reaches_onednn(tokens, weight):
+    if not _KEEPS_BFLOAT16 or torch.is_grad_enabled() or not _reaches_onednn(tokens, weight):
         return None
     kept = _kept.get()
     if (

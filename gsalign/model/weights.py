@@ -1,4 +1,4 @@
-"""Reading state dicts from files and copying them into a network, with errors that name tensors."""
+"""State dicts: to files, from files and into a network, with errors that name tensors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gsalign.errors import CheckpointError
+from gsalign.files import atomic_write
 
 _WRAPPERS = ("model", "state_dict")
 _SHOWN = 6
@@ -79,6 +80,27 @@ def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors, wherever they are, to one safetensors file, atomically.
+
+    Args:
+        path: where to.
+        tensors: by name.
+        metadata: of the file.
+
+    Raises:
+        CheckpointError: the file cannot be written, as on a full disk; what was there stays.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with atomic_write(path) as temporary:
+            safetensors.torch.save_file(plain, temporary, metadata=dict(metadata))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{os.fspath(path)} cannot be written: {error}") from error
 
 
 def copy_weights(

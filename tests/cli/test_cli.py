@@ -407,6 +407,7 @@ def test_an_unknown_protocol_is_told_with_the_known_ones(refuse, finished):
         ["visualize"],
         ["train", "--kernels", "fortran"],
         ["train", "--precision", "fp8"],
+        ["train", "--resume", "--overwrite"],
         ["info", "a=1"],
     ],
 )

@@ -96,7 +96,10 @@ def test_a_threshold_needs_people_who_were_not_trained_on(call, refuse, finished
         (("--rerank-settings", "3"), "wanted a whole number, a whole number, a number"),
         (("--rerank", "--rerank-settings", "0,1,0.3"), "k1 of the re-ranking is 0"),
         (("--expansion-settings", "a,b"), "--expansion-settings is 'a,b'"),
-        (("--query-expansion", "--expansion-settings", "5,nan"), "alpha of the query expansion is nan"),
+        (
+            ("--query-expansion", "--expansion-settings", "5,nan"),
+            "alpha of the query expansion is nan",
+        ),
         (("--json", "."), "--json is ., which is a folder; wanted a file"),
         (("--threshold", 2), "--threshold is 2; wanted a false accept rate"),
         (("--dump", "found.xlsx"), "must end in .csv, .jsonl, .parquet"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gsalign.data.packed as packed
-from gsalign.data import DataConfig, ImageStore, load_cargo, train_loader
+from gsalign.data import DataConfig, ImageStore, load_cargo, load_dataset, train_loader
 from gsalign.errors import DataError
 
 SIZE = (32, 16)
@@ -85,14 +85,46 @@ def test_a_broken_image_is_told_when_it_is_asked_for(paths, tmp_path):
         kept[1]
 
 
-def test_a_write_that_fails_leaves_nothing(paths, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["gsalign.data.packed.open_memmap", "os.posix_fallocate"])
+def test_a_write_that_fails_leaves_nothing(paths, tmp_path, monkeypatch, place):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packed, "open_memmap", full)
+    monkeypatch.setattr(place, full)
     with pytest.raises(DataError, match=r"No space left.*data.cache_folder"):
         store(paths, tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".lock"]
+
+
+def test_what_a_killed_process_left_is_removed(paths, tmp_path):
+    store(paths, tmp_path)
+    (file,) = tmp_path.glob("*.npy")
+    left = tmp_path / f".{file.stem}.abcd1234.npy"
+    file.rename(left)
+    other = tmp_path / ".other-32x16-0123456789ab-0123456789ab.abcd1234.npy"
+    other.touch()
+    store(paths, tmp_path)
+    assert not left.exists() and file.exists() and other.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 3, 60, 1000, -1])
+def test_a_file_that_was_cut_off_is_refused(paths, tmp_path, keep):
+    store(paths, tmp_path)
+    (file,) = tmp_path.glob("*.npy")
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"is damaged, wanted uint8 .*remove it"):
+        store(paths, tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_told(paths, tmp_path, monkeypatch):
+    store(paths, tmp_path)
+
+    def refused(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(packed, "open_memmap", refused)
+    with pytest.raises(DataError, match=r"\.npy cannot be read: Permission denied"):
+        store(paths, tmp_path)
 
 
 def test_too_little_space_and_damaged_files_are_refused(paths, tmp_path, monkeypatch):
@@ -124,5 +156,25 @@ def test_training_batches_are_the_same_with_workers(cargo, tmp_path):
     pairs = zip(train_loader(split, config), train_loader(split, changed), strict=True)
     assert all(torch.equal(a.images, b.images) for a, b in pairs)
     assert config.packed_folder == cargo / "packed" and changed.packed_folder == tmp_path
-    table = DataConfig(name="table", root=cargo / "people.csv")
-    assert table.packed_folder == cargo / "packed"
+
+
+def test_packed_files_of_a_table_lie_beside_it(cargo, tmp_path):
+    people = load_cargo(cargo)
+    rows = [
+        f"{r.path},{r.identity},{r.camera},{r.view},{split.name}"
+        for split in (people.train, people.query, people.gallery)
+        for r in split.records
+    ]
+    table = tmp_path / "people.csv"
+    table.write_text("\n".join(["path,identity,camera,view,split", *rows]))
+    config = DataConfig(
+        name="table",
+        root=table,
+        image_size=SIZE,
+        identities_per_batch=2,
+        images_per_identity=2,
+        num_workers=0,
+        cache="packed",
+    )
+    next(iter(train_loader(load_dataset(config).train, config)))
+    assert len(files(tmp_path / "packed")) == 1

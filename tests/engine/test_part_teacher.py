@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_run import TINY
+from tiny_run import TINY, read_files
 
 from gsalign.config import load_config
 from gsalign.data import load_dataset, normalize, read_image, resize, train_loader
@@ -144,6 +145,33 @@ def test_maps_that_are_there_stay(set_with):
     (root / "generated.json").write_text("{}")
     with pytest.raises(DataError, match="was generated: its label maps are the truth"):
         label(teacher, config, root, overwrite=True)
+
+
+@pytest.mark.parametrize("fault", ["all broken", "no move"])
+def test_a_teacher_that_fails_loses_no_older_maps(set_with, monkeypatch, fault):
+    root, config, teacher = set_with
+    label(teacher, config, root)
+    before = read_files(root / "parts")
+    if fault == "all broken":
+        told = "no image of train could be read"
+        data = config.data.model_copy(update={"on_broken": "skip"})
+        config = config.model_copy(update={"data": data})
+        for file in (root / "train").rglob("*.jpg"):
+            file.write_bytes(b"no image")
+    else:
+        told = "cannot be written: .*Input/output error"
+        replace = os.replace
+
+        def refused(source, target):
+            if ".labelling-" in str(source) and source.name == "parts":
+                raise OSError(5, "Input/output error")
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(DataError, match=told):
+        label(teacher, config, root, overwrite=True)
+    assert read_files(root / "parts") == before
+    assert not list(root.glob(".parts*"))
 
 
 def test_an_interrupted_teacher_leaves_nothing(set_with):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import TINY, read_files
 
-import gsalign.engine.state as state_module
+import gsalign.data.packed as packed
 from gsalign.config import load_config
 from gsalign.engine.build import build_trainer
 from gsalign.engine.meters import NonFiniteLossError
@@ -182,6 +183,29 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(people, tmp_path,
     assert_equal(mine, other)
 
 
+def test_a_run_is_stopped_at_once_while_its_images_are_packed(people, tmp_path, monkeypatch):
+    settings = ("data.cache=packed", f"data.cache_folder={tmp_path / 'packed'}")
+    whole = run(people, tmp_path / "whole", *settings)
+    read, asked = packed.read_image, []
+
+    def interrupted(path):
+        asked.append(path)
+        if len(asked) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return read(path)
+
+    monkeypatch.setattr(packed, "read_image", interrupted)
+    monkeypatch.setattr(packed, "BLOCK", 4)
+    part = tmp_path / "part"
+    settings = ("data.cache=packed", f"data.cache_folder={tmp_path / 'stopped'}")
+    with pytest.raises(RunStopped, match="stopped after iteration 0 of 4; --resume"):
+        run(people, part, *settings)
+    assert len(asked) < 24
+    assert not list((tmp_path / "stopped").glob("*.npy"))
+    run(people, part, *settings, resume=True)
+    assert losses(part) == losses(whole.folder.root)
+
+
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(people, tmp_path):
     class Die(Hook):
         def after_iteration(self, trainer: Trainer) -> None:
@@ -270,20 +294,19 @@ def test_a_half_written_checkpoint_is_refused(people, tmp_path, finished, keep):
     assert str(folder) in str(caught.value)
 
 
-def test_a_write_that_fails_leaves_the_last_checkpoint_as_it_was(
-    people, tmp_path, finished, monkeypatch
-):
+def test_a_checkpoint_that_a_full_disk_cuts_off_leaves_the_last_as_it_was(people, tmp_path):
     trainer = build_trainer(configured(people, tmp_path / "run"))
     path = trainer.save()
     before = path.read_bytes()
-
-    def half(tensors, name, metadata=None):
-        Path(name).write_bytes(before[: len(before) // 2])
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(state_module.safetensors.torch, "save_file", half)
-    with pytest.raises(OSError, match="no space left"):
-        trainer.save()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"safetensors cannot be written: .*27"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -293,6 +316,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint_as_it_was(
     [
         (("seed=5",), "seed 0, this one has 5"),
         (("data.images_per_identity=4",), "images_per_identity 2, this one has 4"),
+        (("optimizer.name=adamw",), "optimizer.name sgd, this one has adamw"),
         (("training.iterations=3",), "4 iterations done, but the run is to end after 3"),
         (("model.width=32",), "[32]"),
         (("model.depth=3",), "blocks.2"),

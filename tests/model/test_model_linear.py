@@ -11,6 +11,9 @@ from gsalign.model import linear as layers
 from gsalign_kernels import use_kernels
 
 WANTED = pytest.mark.skipif(not layers._HAS_ONEDNN, reason="this PyTorch brings no oneDNN")
+KEPT = pytest.mark.skipif(
+    not layers._KEEPS_BFLOAT16, reason="oneDNN has no bfloat16 on this processor"
+)
 
 
 def given(*shape, seed=0, dtype=torch.float32):
@@ -152,7 +155,7 @@ def test_attention(dtype, autocast):
     assert mixed.dtype == (torch.bfloat16 if autocast and dtype == torch.float32 else dtype)
 
 
-@WANTED
+@KEPT
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("inference", [False, True])
 def test_kept_weights_follow_what_is_written(products, gelu, inference):
@@ -196,3 +199,15 @@ def test_only_whole_parameters_are_kept(products):
         with use_kernels("reference"):
             layers.linear(tokens, weight, bias)
     assert not products
+
+
+@WANTED
+def test_where_onednn_has_no_bfloat16_weights_are_left_to_pytorch(products, monkeypatch):
+    monkeypatch.setattr(layers, "_KEEPS_BFLOAT16", False)
+    tokens, weight, bias = layer()
+    weight = torch.nn.Parameter(weight)
+    with layers.keeping_weights(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        result = layers.linear(tokens, weight, bias)
+        assert torch.equal(result, functional.linear(tokens, weight, bias))
+    assert not products
+    assert not layers._has_onednn("_linear_pointwise", "an_operator_that_is_gone")
