@@ -111,12 +111,11 @@ void backward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> masked_part_pool(
     const Tensor& tokens, const Tensor& masks, std::int64_t prefix, std::int64_t mode,
     std::int64_t activation, bool background, std::int64_t visibility_kind, double eps) {
-  const Shape shape = checked_shape(tokens, masks, prefix, mode, activation, background, eps);
-  STD_TORCH_CHECK(
-      0 <= visibility_kind && visibility_kind <= 1, "visibility: wanted 0 or 1, got ",
-      visibility_kind);
+  const ScalarType type = compute_type(tokens.scalar_type());
+  const Shape shape{
+      checked_arguments(tokens, masks, type, prefix, mode, activation, background, eps)};
+  const Visibility visibility_wanted = checked_visibility(visibility_kind);
   const Tensor in = with_contiguous_rows(tokens), masks_in = contiguous(masks);
-  const ScalarType type = compute_type(in.scalar_type());
   const Tensor pooled = empty({shape.batch, shape.parts, shape.channels}, in.scalar_type());
   const Tensor visibility = empty({shape.batch, shape.parts}, type);
   const Tensor totals = empty({shape.batch, shape.parts}, type);
@@ -128,10 +127,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> masked_part_pool(
     using T = decltype(kind);
     using S = Compute<T>;
     forward<T>(
-        shape, static_cast<Visibility>(visibility_kind), TokenRows<T>(in, prefix),
-        data<S>(masks_in), mutable_data<T>(pooled), mutable_data<S>(visibility),
-        mutable_data<S>(totals), mutable_data<std::int32_t>(peaks),
-        mutable_data<std::int32_t>(winners));
+        shape, visibility_wanted, TokenRows<T>(in, prefix), data<S>(masks_in),
+        mutable_data<T>(pooled), mutable_data<S>(visibility), mutable_data<S>(totals),
+        mutable_data<std::int32_t>(peaks), mutable_data<std::int32_t>(winners));
   });
   return {pooled, visibility, totals, peaks, winners};
 }
@@ -140,20 +138,10 @@ std::tuple<Tensor, Tensor> masked_part_pool_backward(
     const Tensor& grad_pooled, const Tensor& grad_visibility, const Tensor& tokens,
     const Tensor& masks, const Tensor& totals, const Tensor& peaks, const Tensor& winners,
     std::int64_t prefix, std::int64_t mode, std::int64_t activation, bool background, double eps) {
-  const Shape shape = checked_shape(tokens, masks, prefix, mode, activation, background, eps);
   const ScalarType type = compute_type(tokens.scalar_type());
-  check_shape("grad_pooled", grad_pooled, {shape.batch, shape.parts, shape.channels});
-  check_type("grad_pooled", grad_pooled, tokens.scalar_type());
-  check_shape("grad_visibility", grad_visibility, {shape.batch, shape.parts});
-  check_type("grad_visibility", grad_visibility, type);
-  check_shape("totals", totals, {shape.batch, shape.parts});
-  check_type("totals", totals, type);
-  check_shape("peaks", peaks, {shape.batch, shape.parts});
-  check_type("peaks", peaks, ScalarType::Int);
-  check_type("winners", winners, ScalarType::Int);
-  if (shape.mode == Mode::kMax) {
-    check_shape("winners", winners, {shape.batch, shape.parts, shape.channels});
-  }
+  const Shape shape{
+      checked_arguments(tokens, masks, type, prefix, mode, activation, background, eps)};
+  check_kept(shape, tokens, type, grad_pooled, grad_visibility, totals, peaks, winners);
   const Tensor in = with_contiguous_rows(tokens), masks_in = contiguous(masks),
                gradient = contiguous(grad_pooled), visibility = contiguous(grad_visibility),
                sums = contiguous(totals), peaks_in = contiguous(peaks),
