@@ -5,6 +5,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "../common/tensor.h"
 #include "pool_shape.h"
 #include "pool_writer.h"
 
@@ -58,7 +59,7 @@ class Group {
  public:
   using S = Compute<T>;
 
-  explicit Group(const TokenRows<T>& rows)
+  explicit Group(const TokenRows<const T>& rows)
       : stride_(kInPlace ? rows.stride : kPoolChunk),
         converted_(kInPlace ? 0 : kRowGroup * kPoolChunk) {}
 
@@ -83,8 +84,8 @@ class Group {
 
 template <typename T>
 void pool_maxima(
-    const Shape& shape, const TokenRows<T>& rows, const Compute<T>* weights, std::int64_t sample,
-    std::int64_t channel, T* pooled, std::int32_t* winners) {
+    const Shape& shape, const TokenRows<const T>& rows, const Compute<T>* weights,
+    std::int64_t sample, std::int64_t channel, T* pooled, std::int32_t* winners) {
   using S = Compute<T>;
   const std::int64_t count = std::min(shape.chunk(), shape.channels - channel);
   const T* tokens = rows.start + sample * rows.sample_stride + channel;
@@ -119,9 +120,9 @@ void pool_maxima(
 // The same for the maxima: only winners get and give gradients.
 template <typename T>
 void maxima_backward(
-    const Shape& shape, const TokenRows<T>& rows, const Compute<T>* weights, const T* grad_pooled,
-    const std::int32_t* winners, std::int64_t sample, std::int64_t channel, T* grad_tokens,
-    Compute<T>* share) {
+    const Shape& shape, const TokenRows<const T>& rows, const Compute<T>* weights,
+    const T* grad_pooled, const std::int32_t* winners, std::int64_t sample, std::int64_t channel,
+    T* grad_tokens, Compute<T>* share) {
   using S = Compute<T>;
   const std::int64_t count = std::min(shape.chunk(), shape.channels - channel);
   const T* tokens = rows.start + sample * rows.sample_stride + channel;

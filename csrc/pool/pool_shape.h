@@ -1,9 +1,7 @@
-// The arguments of the masked part pooling on the CPU as plain numbers, and its tokens where they
-// lie.
+// How the work of the masked part pooling is cut into units on the CPU.
 #pragma once
 
 #include "../common/cpu.h"
-#include "../common/tensor.h"
 #include "pool_arguments.h"
 #include "pool_rows.h"
 
@@ -24,20 +22,5 @@ struct Shape : Arguments {
     return set_offset(sample) + set_size() - part_size();
   }
 };
-
-// Tokens behind the prefix where they lie: rows need only be contiguous in themselves.
-template <typename T>
-struct TokenRows {
-  TokenRows(const Tensor& tokens, std::int64_t prefix)
-      : start(data<T>(tokens) + prefix * tokens.stride(1)),
-        sample_stride(tokens.stride(0)),
-        stride(tokens.stride(1)) {}
-  const T* start;
-  std::int64_t sample_stride, stride;
-};
-
-Tensor with_contiguous_rows(const Tensor& tokens) {
-  return tokens.size(2) <= 1 || tokens.stride(2) == 1 ? tokens : contiguous(tokens);
-}
 
 }  // namespace gsalign::pool
