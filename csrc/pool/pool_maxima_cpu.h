@@ -11,13 +11,14 @@
 
 namespace gsalign::pool {
 
-// largest[c] and its position, over what was seen and weights[i] rows[i stride + c]. From the last
-// row to the first, so that the first of equal values stays, and the first NaN: seen from the other
-// end, that takes a comparison more, and costs GCC the vectorisation. The position
-// is an integer of S's size, so that both fill the same number of vector lanes.
+// The position of a maximum: an integer of S's size, so that both fill the same number of vector
+// lanes.
 template <typename S>
 using Position = std::conditional_t<std::is_same_v<S, double>, std::int64_t, std::int32_t>;
 
+// largest[c] and its position, over what was seen and weights[i] rows[i stride + c]. From the last
+// row to the first, so that the first of equal values stays, and the first NaN: seen from the other
+// end, that takes a comparison more, and costs GCC the vectorisation.
 template <int Count, typename S>
 GSALIGN_CLONES static void maximum(
     S* __restrict largest, Position<S>* __restrict position, Position<S> first,
@@ -117,7 +118,7 @@ void pool_maxima(
   }
 }
 
-// The same for the maxima: only winners get and give gradients.
+// Gradient of the tokens, and this unit's share of that of the weights: only winners get and give.
 template <typename T>
 void maxima_backward(
     const Shape& shape, const TokenRows<const T>& rows, const Compute<T>* weights,
