@@ -41,7 +41,7 @@ struct Group {
 // What a thread keeps: a block of kernels, and the sums of a panel.
 template <typename S>
 struct Workspace {
-  Workspace(std::int64_t rows)
+  explicit Workspace(std::int64_t rows)
       : lanes(panel_lanes<S>()),
         kernels(Planes<S>::size(kDepth, lanes)),
         sums(Planes<S>::size(std::max(rows, kDepth), lanes)),
@@ -352,6 +352,7 @@ Call checked_call(
     const Tensor& tokens, const Tensor& weight, std::int64_t height, std::int64_t width,
     std::int64_t prefix) {
   check_shape("tokens", tokens, {-1, -1, -1});
+  STD_TORCH_CHECK(tokens.size(2) >= 1, "tokens: wanted at least one channel, got none");
   STD_TORCH_CHECK(
       height >= 1 && width >= 1, "size: wanted at least 1 x 1, got ", height, " x ", width);
   STD_TORCH_CHECK(
