@@ -3,12 +3,14 @@
 //
 // For code whose speed must not hang on what a compiler makes of a loop. Such code is templated on
 // the width, and with_vectors() runs it for the width of this processor, compiled for it. Wider
-// ones would be taken apart, comparisons number by number.
+// ones would be taken apart, comparisons number by number. Where the compiler's loop is good
+// enough, GSALIGN_CLONES (cpu.h) is less to write; where half types are read and written next to
+// the arithmetic, row_sets.h has the instructions for them.
 //
-// `Vector<R, kBytes>` holds neighbouring points of a spline. As lanes, vectors of doubles hold the
-// same element of several small systems, which would leave vectors along their rows half empty:
-// code templated on the element runs with a vector for full groups of samples and with double for
-// those left over.
+// `Vector<R, kBytes>` holds neighbouring numbers: points of a spline, channels of a row. As lanes,
+// vectors of doubles hold the same element of several small systems, which would leave vectors
+// along their rows half empty: code templated on the element runs with a vector for full groups of
+// samples and with double for those left over.
 #pragma once
 
 #include <array>
@@ -31,9 +33,11 @@ struct Width {
   static constexpr int kBytes = kBytesOf;
 };
 
-// Bytes of this processor's vectors.
+// Bytes of this processor's vectors; tests set a macro to run as one with narrower ones would.
 inline int vector_bytes() {
-#if defined(GSALIGN_X86_LEVELS)
+#if defined(GSALIGN_FORCED_VECTOR_BYTES)
+  return GSALIGN_FORCED_VECTOR_BYTES;
+#elif defined(GSALIGN_X86_LEVELS)
   static const int bytes = __builtin_cpu_supports("x86-64-v4")   ? 64
                            : __builtin_cpu_supports("x86-64-v3") ? 32
                                                                  : 16;

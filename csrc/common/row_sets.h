@@ -1,10 +1,15 @@
 // Which instruction set the row arithmetic of an operator family runs on.
 //
-// A family writes its functions over rows once, in <family>_rows.inl, which ends in a table of
+// A family writes its functions over rows once, in a file *_rows.inl, which ends in a table of
 // them, `kRows<T>` of the type `Rows<T>`. row_sets.inl compiles that file for the processor every
 // binary must run on, and on x86-64 for AVX2 (with FMA and half conversions), for AVX-512, and for
 // AVX-512 with bfloat16 conversions. One binary holds them all; rows_for() gives the table of the
 // best set that this processor has.
+//
+// This is for rows of half types in and out, by the processor's own conversions. Their intrinsics
+// may only stand in functions that are themselves compiled for the set, and bfloat16 makes a set of
+// its own: the widths of with_vectors() (lanes.h) offer neither. What works on float and double
+// alone is written with those.
 #pragma once
 
 #include <cstdint>

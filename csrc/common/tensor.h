@@ -30,6 +30,11 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
+// Tokens [B, N, C] whose rows are contiguous in themselves, wherever they lie.
+inline Tensor with_contiguous_rows(const Tensor& tokens) {
+  return tokens.size(2) <= 1 || tokens.stride(2) == 1 ? tokens : as_contiguous(tokens);
+}
+
 // An uninitialised contiguous CPU tensor, not through the dispatcher: see as_contiguous().
 inline Tensor empty(std::initializer_list<std::int64_t> shape, ScalarType type) {
   constexpr std::size_t kMost = 8;
@@ -55,6 +60,19 @@ const T* data(const Tensor& tensor) {
 template <typename T>
 T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Rows of tokens behind a prefix, where they lie.
+template <typename T>
+struct TokenRows {
+  T* start;  // the first one of the first sample
+  std::int64_t sample_stride, stride;
+};
+
+// Of tokens with contiguous rows.
+template <typename T>
+TokenRows<const T> token_rows(const Tensor& tokens, std::int64_t prefix) {
+  return {data<T>(tokens) + prefix * tokens.stride(1), tokens.stride(0), tokens.stride(1)};
 }
 
 // Calls `function` with a value of the storage type of the features.

@@ -24,12 +24,6 @@ constexpr std::int64_t kGroupTiles = 64;
 
 constexpr std::int64_t kSignsOfByte = 8;
 
-template <typename T>
-struct Tokens {
-  T* data;  // the first token of the map of the first image
-  std::int64_t image_stride, token_stride, channels;
-};
-
 struct Call {
   Map map;
   std::int64_t batch, channels, outputs;
@@ -47,7 +41,7 @@ struct Group {
 // What a thread keeps: a block of kernels, and the sums of a panel.
 template <typename S>
 struct Workspace {
-  Workspace(std::int64_t rows)
+  explicit Workspace(std::int64_t rows)
       : lanes(panel_lanes<S>()),
         kernels(Planes<S>::size(kDepth, lanes)),
         sums(Planes<S>::size(std::max(rows, kDepth), lanes)),
@@ -64,23 +58,25 @@ struct Workspace {
 // Tiles of the tokens of a group; a unit is a block of an image.
 template <typename T, typename S>
 void make_input_tiles(
-    const Call& call, const Tokens<const T>& tokens, const Group& group, const TileBlocks<S>& to) {
+    const Call& call, const TokenRows<const T>& tokens, const Group& group,
+    const TileBlocks<S>& to) {
   parallel_for(
       group.images * to.blocks(), [&] { return Scratch<S>(call.map.positions() * kDepth); },
       [&](const Scratch<S>& rows, std::int64_t unit) {
         const std::int64_t image = unit / to.blocks(), block = unit % to.blocks();
         const std::int64_t count = std::min(kDepth, call.channels - block * kDepth);
-        const T* from = tokens.data + (group.first + image) * tokens.image_stride + block * kDepth;
+        const T* from =
+            tokens.start + (group.first + image) * tokens.sample_stride + block * kDepth;
         const std::int64_t first = image * call.map.tiles();
         if constexpr (std::is_same_v<T, S>) {
           if (count == kDepth) {
-            make_tiles<kInput>(call.map, from, tokens.token_stride, to.block(block), first);
+            make_tiles<kInput>(call.map, from, tokens.stride, to.block(block), first);
             return;
           }
         }
         for (std::int64_t p = 0; p < call.map.positions(); ++p) {
           S* row = rows.data() + p * kDepth;
-          row_load(row, from + p * tokens.token_stride, count);
+          row_load(row, from + p * tokens.stride, count);
           std::fill(row + count, row + kDepth, S(0));
         }
         make_tiles<kInput, S>(call.map, rows.data(), kDepth, to.block(block), first);
@@ -169,7 +165,7 @@ void finish_image(
 // mean [batch, outputs]; signs [batch, positions, sign_bytes].
 template <typename T, typename S>
 void forward(
-    const Call& call, const Tokens<const T>& tokens, const S* weight, const S* bias, S* mean,
+    const Call& call, const TokenRows<const T>& tokens, const S* weight, const S* bias, S* mean,
     std::uint8_t* signs) {
   const Kernels<const S> kernels{
       weight, call.outputs, call.channels * kKernelSize, call.channels, kKernelSize};
@@ -279,7 +275,7 @@ void join_tiles(const Map& map, const Planes<S>& sums, std::int64_t first_row, S
 template <typename T, typename S>
 void token_gradients(
     const Call& call, const Group& group, const TileBlocks<S>& responses, const S* weight,
-    const Tokens<T>& grad) {
+    const TokenRows<T>& grad) {
   const Kernels<const S> kernels{
       weight, call.channels, kKernelSize, call.outputs, call.channels * kKernelSize};
   struct Own {
@@ -297,9 +293,9 @@ void token_gradients(
         multiply_blocks(responses, kernels, lane, own.work, sums);
         for (std::int64_t i = 0; i < group.images; ++i) {
           join_tiles(call.map, sums, i * call.map.tiles(), own.map.data());
-          T* to = grad.data + (group.first + i) * grad.image_stride + lane;
+          T* to = grad.start + (group.first + i) * grad.sample_stride + lane;
           for (std::int64_t p = 0; p < call.map.positions(); ++p) {
-            row_store(to + p * grad.token_stride, S(1), own.map.data() + p * lanes, count);
+            row_store(to + p * grad.stride, S(1), own.map.data() + p * lanes, count);
           }
         }
       });
@@ -338,8 +334,8 @@ void add_weight_gradients(
 // bias_shares [batch, outputs].
 template <typename T, typename S>
 void backward(
-    const Call& call, const S* grad, const Tokens<const T>& tokens, const S* weight,
-    const std::uint8_t* signs, const Tokens<T>& grad_tokens, S* grad_weight, S* bias_shares) {
+    const Call& call, const S* grad, const TokenRows<const T>& tokens, const S* weight,
+    const std::uint8_t* signs, const TokenRows<T>& grad_tokens, S* grad_weight, S* bias_shares) {
   const std::int64_t most = call.images_of_group();
   const std::int64_t tiles = std::min(most, call.batch) * call.map.tiles();
   const TileBlocks<S> inputs(call.channels, tiles), responses(call.outputs, tiles);
@@ -356,6 +352,7 @@ Call checked_call(
     const Tensor& tokens, const Tensor& weight, std::int64_t height, std::int64_t width,
     std::int64_t prefix) {
   check_shape("tokens", tokens, {-1, -1, -1});
+  STD_TORCH_CHECK(tokens.size(2) >= 1, "tokens: wanted at least one channel, got none");
   STD_TORCH_CHECK(
       height >= 1 && width >= 1, "size: wanted at least 1 x 1, got ", height, " x ", width);
   STD_TORCH_CHECK(
@@ -366,25 +363,14 @@ Call checked_call(
   return {{height, width}, tokens.size(0), tokens.size(2), weight.size(0)};
 }
 
-// Tokens whose channels lie next to each other.
-Tensor with_rows(const Tensor& tokens) {
-  return tokens.size(2) <= 1 || tokens.stride(2) == 1 ? tokens : as_contiguous(tokens);
-}
-
-template <typename T>
-Tokens<const T> tokens_of(const Tensor& tokens, std::int64_t prefix) {
-  return {
-      data<T>(tokens) + prefix * tokens.stride(1), tokens.stride(0), tokens.stride(1),
-      tokens.size(2)};
-}
-
 std::tuple<Tensor, Tensor> conv_relu_mean(
     const Tensor& tokens, const Tensor& weight, const Tensor& bias, std::int64_t height,
     std::int64_t width, std::int64_t prefix) {
   const Call call = checked_call(tokens, weight, height, width, prefix);
   check_shape("bias", bias, {call.outputs});
   check_type("bias", bias, weight.scalar_type());
-  const Tensor in = with_rows(tokens), kernels = as_contiguous(weight), shift = as_contiguous(bias);
+  const Tensor in = with_contiguous_rows(tokens), kernels = as_contiguous(weight),
+               shift = as_contiguous(bias);
   const Tensor mean = empty({call.batch, call.outputs}, weight.scalar_type());
   const Tensor signs =
       empty({call.batch, call.map.positions(), call.sign_bytes()}, ScalarType::Byte);
@@ -395,7 +381,7 @@ std::tuple<Tensor, Tensor> conv_relu_mean(
     using T = decltype(kind);
     using S = Compute<T>;
     forward<T, S>(
-        call, tokens_of<T>(in, prefix), data<S>(kernels), data<S>(shift), mutable_data<S>(mean),
+        call, token_rows<T>(in, prefix), data<S>(kernels), data<S>(shift), mutable_data<S>(mean),
         mutable_data<std::uint8_t>(signs));
   });
   return {mean, signs};
@@ -409,7 +395,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_mean_backward(
   check_type("grad", grad, weight.scalar_type());
   check_shape("signs", signs, {call.batch, call.map.positions(), call.sign_bytes()});
   STD_TORCH_CHECK(signs.scalar_type() == ScalarType::Byte, "signs: wanted uint8");
-  const Tensor upstream = as_contiguous(grad), in = with_rows(tokens),
+  const Tensor upstream = as_contiguous(grad), in = with_contiguous_rows(tokens),
                kernels = as_contiguous(weight), positive = as_contiguous(signs);
   const std::int64_t count = tokens.size(1);
   const Tensor grad_tokens = empty({call.batch, count, call.channels}, tokens.scalar_type());
@@ -434,9 +420,9 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_mean_backward(
     }
     const Scratch<S> shares(upstream.numel());
     backward<T, S>(
-        call, data<S>(upstream), tokens_of<T>(in, prefix), data<S>(kernels),
+        call, data<S>(upstream), token_rows<T>(in, prefix), data<S>(kernels),
         data<std::uint8_t>(positive),
-        {to + prefix * call.channels, count * call.channels, call.channels, call.channels},
+        {to + prefix * call.channels, count * call.channels, call.channels},
         mutable_data<S>(grad_weight), shares.data());
     for (std::int64_t b = 0; b < call.batch; ++b) {
       row_add(mutable_data<S>(grad_bias), S(1), shares.data() + b * call.outputs, call.outputs);

@@ -111,56 +111,40 @@ inline constexpr auto kInputBack = kInput.turned();
 inline constexpr auto kKernelBack = kKernel.turned();
 inline constexpr auto kOutputBack = kOutput.turned();
 
+// out = (M in)^T, row by row.
+template <const auto& kM, typename S, typename V, int kIn, int kOut>
+GSALIGN_INLINE void multiply_turned(const V (&in)[kIn], V (&out)[kOut]) {
+  using M = std::remove_cvref_t<decltype(kM)>;
+  constexpr int kWidth = kIn / M::kColumns;
+  static_assert(kIn == M::kColumns * kWidth && kOut == M::kRows * kWidth);
+  // Unrolled, the conditions are constants: what is multiplied by 0 is never touched.
+#pragma GCC unroll 6
+  for (int c = 0; c < kWidth; ++c) {
+#pragma GCC unroll 6
+    for (int i = 0; i < M::kRows; ++i) {
+      V sum{};
+      bool empty = true;
+#pragma GCC unroll 6
+      for (int j = 0; j < M::kColumns; ++j) {
+        if (kM.at[i][j] != 0.0) {
+          const V term = static_cast<S>(kM.at[i][j]) * in[j * kWidth + c];
+          sum = empty ? term : sum + term;
+          empty = false;
+        }
+      }
+      out[c * M::kRows + i] = sum;
+    }
+  }
+}
+
 // out = M in M^T, `in` and `out` square, row by row. `V` holds the same element of several tiles.
 template <const auto& kM, typename S, typename V, int kIn, int kOut>
 GSALIGN_INLINE void sandwich(const V (&in)[kIn], V (&out)[kOut]) {
-  constexpr int kRows = std::remove_cvref_t<decltype(kM)>::kRows;
-  constexpr int kColumns = std::remove_cvref_t<decltype(kM)>::kColumns;
-  static_assert(kIn == kColumns * kColumns && kOut == kRows * kRows);
-  // Unrolled, the conditions are constants: what is multiplied by 0 is never touched.
-  V half[kRows][kColumns];
-#pragma GCC unroll 6
-  for (int c = 0; c < kColumns; ++c) {
-#pragma GCC unroll 6
-    for (int i = 0; i < kRows; ++i) {
-      V sum{};
-      bool empty = true;
-#pragma GCC unroll 6
-      for (int j = 0; j < kColumns; ++j) {
-        if (kM.at[i][j] != 0.0) {
-          const V term = static_cast<S>(kM.at[i][j]) * in[j * kColumns + c];
-          if (empty) {
-            sum = term;
-          } else {
-            sum += term;
-          }
-          empty = false;
-        }
-      }
-      half[i][c] = sum;
-    }
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 6
-    for (int k = 0; k < kRows; ++k) {
-      V sum{};
-      bool empty = true;
-#pragma GCC unroll 6
-      for (int j = 0; j < kColumns; ++j) {
-        if (kM.at[k][j] != 0.0) {
-          const V term = static_cast<S>(kM.at[k][j]) * half[i][j];
-          if (empty) {
-            sum = term;
-          } else {
-            sum += term;
-          }
-          empty = false;
-        }
-      }
-      out[i * kRows + k] = sum;
-    }
-  }
+  using M = std::remove_cvref_t<decltype(kM)>;
+  static_assert(kIn == M::kColumns * M::kColumns && kOut == M::kRows * M::kRows);
+  V half[M::kColumns * M::kRows];
+  multiply_turned<kM, S>(in, half);
+  multiply_turned<kM, S>(half, out);
 }
 
 }  // namespace gsalign::conv

@@ -18,7 +18,7 @@ namespace {
 
 template <typename T>
 void forward(
-    const Shape& shape, Visibility kind, const TokenRows<T>& rows, const Compute<T>* masks,
+    const Shape& shape, Visibility kind, const TokenRows<const T>& rows, const Compute<T>* masks,
     T* pooled, Compute<T>* visibility, Compute<T>* totals, std::int32_t* peaks,
     std::int32_t* winners) {
   using S = Compute<T>;
@@ -54,9 +54,10 @@ void forward(
 
 template <typename T>
 void backward(
-    const Shape& shape, const TokenRows<T>& rows, const Compute<T>* masks, const T* grad_pooled,
-    const Compute<T>* grad_visibility, const Compute<T>* totals, const std::int32_t* peaks,
-    const std::int32_t* winners, T* grad_tokens, Compute<T>* grad_masks) {
+    const Shape& shape, const TokenRows<const T>& rows, const Compute<T>* masks,
+    const T* grad_pooled, const Compute<T>* grad_visibility, const Compute<T>* totals,
+    const std::int32_t* peaks, const std::int32_t* winners, T* grad_tokens,
+    Compute<T>* grad_masks) {
   using S = Compute<T>;
   const Weights<S> weights(shape, masks);
   const std::int64_t parts = shape.parts, size = shape.part_size(), chunks = shape.chunks();
@@ -111,12 +112,11 @@ void backward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> masked_part_pool(
     const Tensor& tokens, const Tensor& masks, std::int64_t prefix, std::int64_t mode,
     std::int64_t activation, bool background, std::int64_t visibility_kind, double eps) {
-  const Shape shape = checked_shape(tokens, masks, prefix, mode, activation, background, eps);
-  STD_TORCH_CHECK(
-      0 <= visibility_kind && visibility_kind <= 1, "visibility: wanted 0 or 1, got ",
-      visibility_kind);
-  const Tensor in = with_contiguous_rows(tokens), masks_in = contiguous(masks);
-  const ScalarType type = compute_type(in.scalar_type());
+  const ScalarType type = compute_type(tokens.scalar_type());
+  const Shape shape{
+      checked_arguments(tokens, masks, type, prefix, mode, activation, background, eps)};
+  const Visibility visibility_wanted = checked_visibility(visibility_kind);
+  const Tensor in = with_contiguous_rows(tokens), masks_in = as_contiguous(masks);
   const Tensor pooled = empty({shape.batch, shape.parts, shape.channels}, in.scalar_type());
   const Tensor visibility = empty({shape.batch, shape.parts}, type);
   const Tensor totals = empty({shape.batch, shape.parts}, type);
@@ -128,10 +128,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> masked_part_pool(
     using T = decltype(kind);
     using S = Compute<T>;
     forward<T>(
-        shape, static_cast<Visibility>(visibility_kind), TokenRows<T>(in, prefix),
-        data<S>(masks_in), mutable_data<T>(pooled), mutable_data<S>(visibility),
-        mutable_data<S>(totals), mutable_data<std::int32_t>(peaks),
-        mutable_data<std::int32_t>(winners));
+        shape, visibility_wanted, token_rows<T>(in, prefix), data<S>(masks_in),
+        mutable_data<T>(pooled), mutable_data<S>(visibility), mutable_data<S>(totals),
+        mutable_data<std::int32_t>(peaks), mutable_data<std::int32_t>(winners));
   });
   return {pooled, visibility, totals, peaks, winners};
 }
@@ -140,24 +139,14 @@ std::tuple<Tensor, Tensor> masked_part_pool_backward(
     const Tensor& grad_pooled, const Tensor& grad_visibility, const Tensor& tokens,
     const Tensor& masks, const Tensor& totals, const Tensor& peaks, const Tensor& winners,
     std::int64_t prefix, std::int64_t mode, std::int64_t activation, bool background, double eps) {
-  const Shape shape = checked_shape(tokens, masks, prefix, mode, activation, background, eps);
   const ScalarType type = compute_type(tokens.scalar_type());
-  check_shape("grad_pooled", grad_pooled, {shape.batch, shape.parts, shape.channels});
-  check_type("grad_pooled", grad_pooled, tokens.scalar_type());
-  check_shape("grad_visibility", grad_visibility, {shape.batch, shape.parts});
-  check_type("grad_visibility", grad_visibility, type);
-  check_shape("totals", totals, {shape.batch, shape.parts});
-  check_type("totals", totals, type);
-  check_shape("peaks", peaks, {shape.batch, shape.parts});
-  check_type("peaks", peaks, ScalarType::Int);
-  check_type("winners", winners, ScalarType::Int);
-  if (shape.mode == Mode::kMax) {
-    check_shape("winners", winners, {shape.batch, shape.parts, shape.channels});
-  }
-  const Tensor in = with_contiguous_rows(tokens), masks_in = contiguous(masks),
-               gradient = contiguous(grad_pooled), visibility = contiguous(grad_visibility),
-               sums = contiguous(totals), peaks_in = contiguous(peaks),
-               winners_in = contiguous(winners);
+  const Shape shape{
+      checked_arguments(tokens, masks, type, prefix, mode, activation, background, eps)};
+  check_kept(shape, tokens, type, grad_pooled, grad_visibility, totals, peaks, winners);
+  const Tensor in = with_contiguous_rows(tokens), masks_in = as_contiguous(masks),
+               gradient = as_contiguous(grad_pooled), visibility = as_contiguous(grad_visibility),
+               sums = as_contiguous(totals), peaks_in = as_contiguous(peaks),
+               winners_in = as_contiguous(winners);
   const Tensor grad_tokens = empty({shape.batch, shape.tokens(), shape.channels}, in.scalar_type());
   const std::int64_t mask_channels = shape.mask_channels();
   const Tensor grad_masks = shape.shared
@@ -167,7 +156,7 @@ std::tuple<Tensor, Tensor> masked_part_pool_backward(
     using T = decltype(kind);
     using S = Compute<T>;
     backward<T>(
-        shape, TokenRows<T>(in, prefix), data<S>(masks_in), data<T>(gradient), data<S>(visibility),
+        shape, token_rows<T>(in, prefix), data<S>(masks_in), data<T>(gradient), data<S>(visibility),
         data<S>(sums), data<std::int32_t>(peaks_in), data<std::int32_t>(winners_in),
         mutable_data<T>(grad_tokens), mutable_data<S>(grad_masks));
   });

@@ -6,52 +6,28 @@
 #include <tuple>
 
 #include "../common/cuda.h"
+#include "pool_arguments.h"
 #include "pool_kernels.cuh"
 
 namespace gsalign::pool {
 namespace {
 
-// The masks of a call, all checked but for where they lie.
-MaskSets check(
+Arguments check(
     const Tensor& tokens, const Tensor& masks, std::int64_t prefix, std::int64_t mode,
     std::int64_t activation, bool background, double eps) {
   STD_TORCH_CHECK(tokens.is_cuda(), "tokens: must be a CUDA tensor");
-  check_shape("tokens", tokens, {-1, -1, -1});
-  STD_TORCH_CHECK(
-      0 <= prefix && prefix <= tokens.size(1), "prefix: wanted 0 to ", tokens.size(1), ", got ",
-      prefix);
-  STD_TORCH_CHECK(0 <= mode && mode <= 2, "mode: wanted 0, 1 or 2, got ", mode);
-  STD_TORCH_CHECK(
-      0 <= activation && activation <= 2, "activation: wanted 0, 1 or 2, got ", activation);
-  STD_TORCH_CHECK(eps > 0.0, "eps: wanted a positive number, got ", eps);
-  STD_TORCH_CHECK(
-      tokens.size(0) <= kMaxInt && tokens.size(1) <= kMaxLength && tokens.size(2) <= kMaxLength,
-      "tokens: at most 2^31 - 1 samples, 2^24 tokens and 2^24 channels, got ", shape_text(tokens));
-  const std::int64_t positions = tokens.size(1) - prefix;
-  if (masks.dim() == 2) {
-    check_shape("masks", masks, {-1, positions});
-  } else {
-    check_shape("masks", masks, {tokens.size(0), -1, positions});
-  }
-  check_type("masks", masks, ScalarType::Float);
+  const Arguments given = checked_arguments(
+      tokens, masks, ScalarType::Float, prefix, mode, activation, background, eps);
   check_device("masks", masks, tokens);
-  const std::int64_t channels = masks.size(masks.dim() - 2);
   STD_TORCH_CHECK(
-      channels >= background, "masks: wanted a channel of background before the parts, got none");
+      given.batch <= kMaxInt && given.tokens() <= kMaxLength && given.channels <= kMaxLength,
+      "tokens: at most 2^31 - 1 samples, 2^24 tokens and 2^24 channels, got ", shape_text(tokens));
   STD_TORCH_CHECK(
-      channels - background <= kMaxParts && channels * positions <= kMaxInt,
+      given.parts <= kMaxParts && given.set_size() <= kMaxInt,
       "masks: the CUDA implementation takes at most ", kMaxParts,
       " parts and 2^31 - 1 weights a set, got ", shape_text(masks),
       "; implementation='reference' takes any");
-  MaskSets sets{};
-  sets.set_stride = masks.dim() == 2 ? 0 : channels * positions;
-  sets.background = background;
-  sets.parts = static_cast<int>(channels - background);
-  sets.positions = static_cast<int>(positions);
-  sets.mode = static_cast<Mode>(mode);
-  sets.activation = static_cast<Activation>(activation);
-  sets.eps = static_cast<float>(eps);
-  return sets;
+  return given;
 }
 
 // Rows need only be contiguous in themselves: tokens behind a prefix stay where they are.
@@ -63,41 +39,46 @@ Tensor with_contiguous_rows(const Tensor& tokens) {
 
 // The tensors of both passes as the kernels want them.
 struct Call {
-  Call(const Tensor& tokens_, const Tensor& masks_, const MaskSets& sets, std::int64_t prefix_)
+  Call(const Tensor& tokens_, const Tensor& masks_, const Arguments& given_)
       : tokens(with_contiguous_rows(tokens_)),
         masks(torch::stable::contiguous(masks_)),
-        prefix(prefix_),
+        given(given_),
         device(tokens.get_device_index()),
-        stream(stream_of(device)),
-        sets_(sets) {
-    sets_.start = masks.const_data_ptr<float>();
-  }
+        stream(stream_of(device)) {}
 
-  std::int64_t batch() const { return tokens.size(0); }
-  std::int64_t channels() const { return tokens.size(2); }
-  bool shared() const { return masks.dim() == 2; }
-  bool maxima() const { return sets_.mode == Mode::kMax; }
+  bool maxima() const { return given.mode == Mode::kMax; }
+
+  MaskSets mask_sets() const {
+    MaskSets sets{};
+    sets.start = masks.const_data_ptr<float>();
+    sets.set_stride = given.shared ? 0 : given.set_size();
+    sets.background = given.background;
+    sets.parts = static_cast<int>(given.parts);
+    sets.positions = static_cast<int>(given.positions);
+    sets.mode = given.mode;
+    sets.activation = given.activation;
+    sets.eps = static_cast<float>(given.eps);
+    return sets;
+  }
 
   template <typename T>
   Problem<T> problem() const {
     Problem<T> result{};
-    result.masks = sets_;
-    result.tokens = static_cast<const T*>(tokens.const_data_ptr()) + prefix * tokens.stride(1);
+    result.masks = mask_sets();
+    result.tokens =
+        static_cast<const T*>(tokens.const_data_ptr()) + given.prefix * tokens.stride(1);
     result.sample_stride = tokens.stride(0);
     result.row_bytes = static_cast<int>(tokens.stride(1) * sizeof(T));
-    result.batch = static_cast<int>(batch());
-    result.channels = static_cast<int>(channels());
-    result.prefix = static_cast<int>(prefix);
+    result.batch = static_cast<int>(given.batch);
+    result.channels = static_cast<int>(given.channels);
+    result.prefix = static_cast<int>(given.prefix);
     return result;
   }
 
   Tensor tokens, masks;
-  std::int64_t prefix;
+  Arguments given;
   int device;
   cudaStream_t stream;
-
- private:
-  MaskSets sets_;
 };
 
 // Whether 16-byte vectors of channels lie at multiples of 16 bytes in the tokens and in `other`,
@@ -139,9 +120,9 @@ void backward(const Call& call, const Gradients<T>& gradients) {
       masks.parts, masks.positions, problem.channels, sizeof(T), vectors, call.maxima());
   check_blocks(backward_blocks(plan, problem));
   const Tensor workspace =
-      empty_floats(call.masks, {workspace_floats(masks, call.shared(), plan, problem.batch)});
+      empty_floats(call.masks, {workspace_floats(masks, call.given.shared, plan, problem.batch)});
   STD_CUDA_CHECK(launch_backward<T>(
-      problem, call.shared(), plan, gradients, workspace.mutable_data_ptr<float>(), call.device,
+      problem, call.given.shared, plan, gradients, workspace.mutable_data_ptr<float>(), call.device,
       call.stream));
 }
 
@@ -150,20 +131,17 @@ void backward(const Call& call, const Gradients<T>& gradients) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> masked_part_pool_cuda(
     const Tensor& tokens, const Tensor& masks, std::int64_t prefix, std::int64_t mode,
     std::int64_t activation, bool background, std::int64_t visibility_kind, double eps) {
-  const MaskSets sets = check(tokens, masks, prefix, mode, activation, background, eps);
-  STD_TORCH_CHECK(
-      0 <= visibility_kind && visibility_kind <= 1, "visibility: wanted 0 or 1, got ",
-      visibility_kind);
+  const Arguments given = check(tokens, masks, prefix, mode, activation, background, eps);
+  const bool binary = checked_visibility(visibility_kind) == Visibility::kBinary;
   const torch::stable::accelerator::DeviceGuard guard(tokens.get_device_index());
-  const Call call(tokens, masks, sets, prefix);
-  const std::int64_t batch = call.batch(), parts = sets.parts;
-  const Tensor pooled = empty(tokens, {batch, parts, call.channels()}, tokens.scalar_type());
+  const Call call(tokens, masks, given);
+  const std::int64_t batch = given.batch, parts = given.parts, channels = given.channels;
+  const Tensor pooled = empty(tokens, {batch, parts, channels}, tokens.scalar_type());
   const Tensor visibility = empty_floats(tokens, {batch, parts});
   const Tensor totals = empty_floats(tokens, {batch, parts});
   const Tensor peaks = empty(tokens, {batch, parts}, ScalarType::Int);
-  const Tensor winners = call.maxima()
-                             ? empty(tokens, {batch, parts, call.channels()}, ScalarType::Int)
-                             : empty(tokens, {0}, ScalarType::Int);
+  const Tensor winners = call.maxima() ? empty(tokens, {batch, parts, channels}, ScalarType::Int)
+                                       : empty(tokens, {0}, ScalarType::Int);
   by_storage_type("tokens:", tokens, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     Results<T> results{};
@@ -172,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> masked_part_pool_cuda(
     results.totals = totals.mutable_data_ptr<float>();
     results.peaks = peaks.mutable_data_ptr<std::int32_t>();
     results.winners = winners.mutable_data_ptr<std::int32_t>();
-    results.binary = static_cast<Visibility>(visibility_kind) == Visibility::kBinary;
+    results.binary = binary;
     forward<T>(call, results);
   });
   return {pooled, visibility, totals, peaks, winners};
@@ -182,31 +160,23 @@ std::tuple<Tensor, Tensor> masked_part_pool_backward_cuda(
     const Tensor& grad_pooled, const Tensor& grad_visibility, const Tensor& tokens,
     const Tensor& masks, const Tensor& totals, const Tensor& peaks, const Tensor& winners,
     std::int64_t prefix, std::int64_t mode, std::int64_t activation, bool background, double eps) {
-  const MaskSets sets = check(tokens, masks, prefix, mode, activation, background, eps);
-  const std::int64_t batch = tokens.size(0), channels = tokens.size(2), parts = sets.parts;
-  const auto check_like = [&](const char* name, const Tensor& tensor, ScalarType type,
-                              std::initializer_list<std::int64_t> shape) {
-    check_shape(name, tensor, shape);
-    check_type(name, tensor, type);
-    check_device(name, tensor, tokens);
-  };
-  check_like("grad_pooled", grad_pooled, tokens.scalar_type(), {batch, parts, channels});
-  check_like("grad_visibility", grad_visibility, ScalarType::Float, {batch, parts});
-  check_like("totals", totals, ScalarType::Float, {batch, parts});
-  check_like("peaks", peaks, ScalarType::Int, {batch, parts});
-  if (sets.mode == Mode::kMax) {
-    check_like("winners", winners, ScalarType::Int, {batch, parts, channels});
-  } else {
-    check_like("winners", winners, ScalarType::Int, {0});
-  }
+  const Arguments given = check(tokens, masks, prefix, mode, activation, background, eps);
+  check_kept(
+      given, tokens, ScalarType::Float, grad_pooled, grad_visibility, totals, peaks, winners);
+  check_device("grad_pooled", grad_pooled, tokens);
+  check_device("grad_visibility", grad_visibility, tokens);
+  check_device("totals", totals, tokens);
+  check_device("peaks", peaks, tokens);
+  check_device("winners", winners, tokens);
   const torch::stable::accelerator::DeviceGuard guard(tokens.get_device_index());
-  const Call call(tokens, masks, sets, prefix);
+  const Call call(tokens, masks, given);
   const Tensor gradient = torch::stable::contiguous(grad_pooled);
   const Tensor visibility = torch::stable::contiguous(grad_visibility);
   const Tensor sums = torch::stable::contiguous(totals);
   const Tensor peaks_in = torch::stable::contiguous(peaks);
   const Tensor winners_in = torch::stable::contiguous(winners);
-  const Tensor grad_tokens = empty(tokens, {batch, tokens.size(1), channels}, tokens.scalar_type());
+  const Tensor grad_tokens =
+      empty(tokens, {given.batch, given.tokens(), given.channels}, tokens.scalar_type());
   const Tensor grad_masks = empty_as(call.masks);
   by_storage_type("tokens:", tokens, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

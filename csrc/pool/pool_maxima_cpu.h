@@ -5,18 +5,20 @@
 #include <limits>
 #include <type_traits>
 
+#include "../common/tensor.h"
 #include "pool_shape.h"
 #include "pool_writer.h"
 
 namespace gsalign::pool {
 
-// largest[c] and its position, over what was seen and weights[i] rows[i stride + c]. From the last
-// row to the first, so that the first of equal values stays, and the first NaN: seen from the other
-// end, that takes a comparison more, and costs GCC the vectorisation. The position
-// is an integer of S's size, so that both fill the same number of vector lanes.
+// The position of a maximum: an integer of S's size, so that both fill the same number of vector
+// lanes.
 template <typename S>
 using Position = std::conditional_t<std::is_same_v<S, double>, std::int64_t, std::int32_t>;
 
+// largest[c] and its position, over what was seen and weights[i] rows[i stride + c]. From the last
+// row to the first, so that the first of equal values stays, and the first NaN: seen from the other
+// end, that takes a comparison more, and costs GCC the vectorisation.
 template <int Count, typename S>
 GSALIGN_CLONES static void maximum(
     S* __restrict largest, Position<S>* __restrict position, Position<S> first,
@@ -58,7 +60,7 @@ class Group {
  public:
   using S = Compute<T>;
 
-  explicit Group(const TokenRows<T>& rows)
+  explicit Group(const TokenRows<const T>& rows)
       : stride_(kInPlace ? rows.stride : kPoolChunk),
         converted_(kInPlace ? 0 : kRowGroup * kPoolChunk) {}
 
@@ -83,8 +85,8 @@ class Group {
 
 template <typename T>
 void pool_maxima(
-    const Shape& shape, const TokenRows<T>& rows, const Compute<T>* weights, std::int64_t sample,
-    std::int64_t channel, T* pooled, std::int32_t* winners) {
+    const Shape& shape, const TokenRows<const T>& rows, const Compute<T>* weights,
+    std::int64_t sample, std::int64_t channel, T* pooled, std::int32_t* winners) {
   using S = Compute<T>;
   const std::int64_t count = std::min(shape.chunk(), shape.channels - channel);
   const T* tokens = rows.start + sample * rows.sample_stride + channel;
@@ -116,12 +118,12 @@ void pool_maxima(
   }
 }
 
-// The same for the maxima: only winners get and give gradients.
+// Gradient of the tokens, and this unit's share of that of the weights: only winners get and give.
 template <typename T>
 void maxima_backward(
-    const Shape& shape, const TokenRows<T>& rows, const Compute<T>* weights, const T* grad_pooled,
-    const std::int32_t* winners, std::int64_t sample, std::int64_t channel, T* grad_tokens,
-    Compute<T>* share) {
+    const Shape& shape, const TokenRows<const T>& rows, const Compute<T>* weights,
+    const T* grad_pooled, const std::int32_t* winners, std::int64_t sample, std::int64_t channel,
+    T* grad_tokens, Compute<T>* share) {
   using S = Compute<T>;
   const std::int64_t count = std::min(shape.chunk(), shape.channels - channel);
   const T* tokens = rows.start + sample * rows.sample_stride + channel;

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "../common/tensor.h"
 #include "pool_shape.h"
 #include "pool_writer.h"
 
@@ -16,7 +17,7 @@ namespace gsalign::pool {
 
 template <typename T>
 void pool_sums(
-    const Shape& shape, const TokenRows<T>& rows, const Compute<T>* weights,
+    const Shape& shape, const TokenRows<const T>& rows, const Compute<T>* weights,
     const Compute<T>* totals, std::int64_t sample, std::int64_t channel, T* pooled) {
   using S = Compute<T>;
   const Rows<T>& functions = rows_for<T>();
@@ -52,7 +53,7 @@ void pool_sums(
 // d[p, n] = sum_c grad_pooled[p, c] x[n, c] / divisor[p].
 template <typename T>
 void sums_backward(
-    const Shape& shape, const TokenRows<T>& rows, const Compute<T>* weights,
+    const Shape& shape, const TokenRows<const T>& rows, const Compute<T>* weights,
     const Compute<T>* totals, const T* grad_pooled, std::int64_t sample, std::int64_t channel,
     T* grad_tokens, Compute<T>* share) {
   using S = Compute<T>;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "../common/tensor.h"
 #include "pool_shape.h"
 
 namespace gsalign::pool {

@@ -47,7 +47,9 @@ def _check(tokens: Tensor, weight: Tensor, height: int, width: int, prefix: int)
 
 def _precision() -> str:
     """How float32 is multiplied: as PyTorch's convolutions are allowed to."""
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    # Not allow_tf32, which raises where only this newer setting was made; the older sets it too.
+    setting = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return "tf32" if setting == "tf32" else "ieee"
 
 
 @torch.library.custom_op(

@@ -24,6 +24,7 @@ from torch.nn import functional
 import gsalign_kernels as kernels
 from gsalign_kernels import registration
 from gsalign_kernels.reference.conv import response_gradients
+from gsalign_kernels.triton import conv as triton_conv
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NAMES = ("mean", "d tokens", "d weight", "d bias")
@@ -355,3 +356,29 @@ def test_the_bare_operators_check_too(implementation):
         for settings in ((4, 4, 1), (0, 3, 13), (14, 1, -1), (-4, -3, 1)):
             with pytest.raises((RuntimeError, ValueError), match=r"tokens|size"):
                 op(*good, *settings)
+
+
+@pytest.mark.parametrize("implementation", EXACT[1:])
+def test_the_bare_operators_want_a_channel(implementation):
+    tokens, weight, bias = inputs(2, 4, 3, 5, 12, 1)
+    forward = registration.operator("conv_relu_mean", implementation)
+    mean, signs = forward(tokens, weight, bias, 4, 3, 1)
+    backward = registration.operator("conv_relu_mean_backward", implementation)
+    with pytest.raises(RuntimeError, match="tokens: wanted at least one channel"):
+        forward(tokens[..., :0], weight[:, :0], bias, 4, 3, 1)
+    with pytest.raises(RuntimeError, match="tokens: wanted at least one channel"):
+        backward(mean, tokens[..., :0], weight[:, :0], signs, 4, 3, 1)
+
+
+def test_triton_multiplies_float32_as_convolutions_are_asked_to():
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    try:
+        for precision in ("tf32", "ieee"):
+            convolutions.fp32_precision = precision
+            assert triton_conv._precision() == precision
+        for allowed in (True, False):  # the older setting
+            torch.backends.cudnn.allow_tf32 = allowed
+            assert triton_conv._precision() == ("tf32" if allowed else "ieee")
+    finally:
+        torch.backends.cudnn.allow_tf32 = before == "tf32"
