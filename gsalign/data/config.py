@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from gsalign.data.images import Cache, OnBroken
 from gsalign.data.layout import Singletons
 from gsalign.data.registry import DatasetName
-from gsalign.data.table import TABLE
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 

@@ -71,6 +71,10 @@ def masked_prototype_loss(chosen: str, features: Tensor, masks: Tensor) -> Tenso
     return torch.stack(losses)
 
 
+def conv_relu_mean(chosen: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return kernels.conv_relu_mean(tokens, weight, bias, size=SIZE, prefix=1, implementation=chosen)
+
+
 # Per operator: what to call, and its arguments from a seed.
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[[int], list[Tensor]]]] = {
     "tps_solve": (tps_solve, lambda s: [spread(3, s), figures(3, 5, 2, seed=s + 1)]),
@@ -91,6 +95,14 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[int], list[Tensor]]]] = 
             figures(4, 2, seed=s + 1),
             figures(3, seed=s + 2),
             0.3 * figures(24, 4, seed=s + 3),
+        ],
+    ),
+    "conv_relu_mean": (
+        conv_relu_mean,
+        lambda s: [
+            figures(3, 25, 64, seed=s),
+            0.1 * figures(16, 64, 3, 3, seed=s + 1),
+            figures(16, seed=s + 2),
         ],
     ),
     "masked_part_pool": (
