@@ -100,7 +100,7 @@ class _Session:
 
     def carry_out(self, claim: int) -> int:
         """Run what is open; returns the exit code."""
-        from gsalign.study import carry_out
+        from gsalign.study import carry_out, read_rows
 
         done = len(self.runs) - len(self.open)
         self.console.print(
@@ -116,8 +116,9 @@ class _Session:
             on_start=self._started,
             on_end=self._ended,
         )
-        rows = self._write_table()
-        if rows:
+        self._write_table()
+        # As the table has them, rounded, so that --report makes the same report.
+        if rows := read_rows(self.folder.table):
             _report(self.study, self.folder, rows, self.console)
         if not ran:
             raise KeyboardInterrupt("study stopped; the same command goes on where it was")
@@ -170,13 +171,12 @@ class _Session:
             self.console.print(f"{outcome.run}: failed, {_why(outcome)}")
         self.failures.append(outcome)
 
-    def _write_table(self) -> list[StudyRow]:
-        """Write the table of all that is finished, and return it."""
+    def _write_table(self) -> None:
+        """Write the table of all that is finished."""
         from gsalign.study import RunState, collect_rows, state_of, write_rows
 
         rows = collect_rows(r for r in self._all_there() if state_of(r) is RunState.FINISHED)
         write_rows(self.folder.table, rows)
-        return rows
 
     def _figures(self, run: StudyRun) -> str:
         from gsalign.evaluation import protocol_title

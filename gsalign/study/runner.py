@@ -110,18 +110,24 @@ def _start(run: StudyRun, state: RunState, jobs: int, keep_open: Sequence[int]) 
         # Runs side by side would each take every core for themselves.
         share = max(1, len(os.sched_getaffinity(0)) // jobs)
         environment.setdefault("OMP_NUM_THREADS", str(share))
-    with _output(run).open("ab") as output:
-        process = subprocess.Popen(
+    process = _spawn(command, _output(run), environment, keep_open)
+    return _Running(run, process, time.monotonic())
+
+
+def _spawn(
+    command: Sequence[str], output: Path, environment: dict[str, str], keep_open: Sequence[int]
+) -> subprocess.Popen[bytes]:
+    with output.open("ab") as file:
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
             pass_fds=tuple(keep_open),
             # A terminal's Ctrl-C reaches this process alone, which passes it on once.
             start_new_session=True,
         )
-    return _Running(run, process, time.monotonic())
 
 
 def _output(run: StudyRun) -> Path:
