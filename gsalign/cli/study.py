@@ -82,7 +82,7 @@ class _Session:
             only=arguments.only or (),
             source=self.source,
         )
-        refuse_changed([*self.runs, *self._all_there()])
+        refuse_changed({run.folder: run for run in (*self.runs, *self._all_there())}.values())
         self.open = [run for run in self.runs if state_of(run) is not RunState.FINISHED]
         self.begun = 0
         self.seconds: list[float] = []
