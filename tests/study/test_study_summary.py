@@ -121,19 +121,33 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
 
 def test_the_studies_of_configs_load_and_compare_with_one_baseline(tmp_path):
     files = sorted(CONFIGS.glob("study_*.yaml"))
-    assert {path.stem for path in files} >= {"study_demo", "study_cargo"}
+    assert [path.stem for path in files] == ["study_cargo", "study_demo", "study_turned"]
     for path in files:
         study = read_study(path)
         runs = plan_runs(study, StudyFolder(tmp_path), source=path)
-        assert len(runs) == len(study.variants) * len(study.seeds) >= 3
+        assert len(runs) == len(study.variants) * len(study.seeds) >= 6
         models = {run.variant: run.config.model for run in runs}
-        baseline = models[study.baseline_name]
+        baseline = models.pop(study.baseline_name)
         assert not baseline.ltps_layers and not baseline.dam.enabled and not baseline.parts
+        # Training is the same for all of them.
+        assert len({run.config.training.model_dump_json() for run in runs}) == 1
+        if path.stem == "study_turned":
+            assert models == {"turned": baseline}
+            continue
+        assert models.keys() == {"upright", "ltps", "ltps_dam", "parts", "aligned"}
         assert models["upright"] == baseline
         assert models["ltps_dam"].dam.enabled and models["ltps_dam"].ltps_layers
         assert models["parts"].losses.part_labels and not models["parts"].ltps_layers
         assert models["aligned"].orientation.enabled and not models["aligned"].dam.enabled
-        # Training is the same for all of them.
-        assert len({run.config.training.model_dump_json() for run in runs}) == 1
         plain, upright = (study.data[name].generate for name in ("rolled", "upright"))
         assert plain is not None and upright == plain.model_copy(update={"aerial_roll": 0.0})
+
+
+def test_the_turned_set_is_compared_with_the_very_runs_of_the_demo(tmp_path):
+    demo, turned = (
+        plan_runs(
+            read_study(CONFIGS / f"study_{name}.yaml"), StudyFolder(tmp_path), only=["baseline"]
+        )
+        for name in ("demo", "turned")
+    )
+    assert demo == turned
