@@ -1,7 +1,7 @@
 """A generated set turned upright by its true rolls, as a perfect ``model.orientation`` would.
 
-``python -m benchmarks.upright --data data/study --out data/study-turned``. What a network gains from
-such images is the most that any predictor of the roll can give it; see docs/study.md.
+``python -m benchmarks.upright --data data/study --out data/study-turned``. What a network gains
+from such images is the most that any predictor of the roll can give it; see docs/study.md.
 """
 
 from __future__ import annotations
