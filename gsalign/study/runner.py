@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from gsalign.engine.interrupt import StopSignal
 from gsalign.study.plan import StudyRun
 from gsalign.study.state import RunState, begin, state_of
@@ -47,6 +49,7 @@ class Outcome:
 class _Running:
     run: StudyRun
     process: subprocess.Popen[bytes]
+    slot: int
     since: float
 
 
@@ -83,7 +86,11 @@ def carry_out(
                     run = waiting.popleft()
                     state = state_of(run)
                     on_start(run, state)
-                    running.append(_start(run, state, jobs, keep_open))
+                    taken = {one.slot for one in running}
+                    slot = next(slot for slot in range(jobs) if slot not in taken)
+                    environment = _environment(slot, jobs)
+                    process = _start(run, state, environment, keep_open)
+                    running.append(_Running(run, process, slot, time.monotonic()))
                 if stop.received and not told_to_stop:
                     told_to_stop = True
                     _signal_all(running, signal.SIGINT)
@@ -98,20 +105,29 @@ def carry_out(
     return not stop.received
 
 
-def _start(run: StudyRun, state: RunState, jobs: int, keep_open: Sequence[int]) -> _Running:
+def _start(
+    run: StudyRun, state: RunState, environment: dict[str, str], keep_open: Sequence[int]
+) -> subprocess.Popen[bytes]:
     begin(run)
     command = [sys.executable, "-m", "gsalign.cli", "train", "--output", str(run.folder.root)]
     if state is RunState.HALFWAY:
         command.append("--resume")
     elif state is RunState.BEGUN:
         command.append("--overwrite")
+    return _spawn(command, _output(run), environment, keep_open)
+
+
+def _environment(slot: int, jobs: int) -> dict[str, str]:
+    """The environment of one of several runs at a time: its GPU, and its share of the cores."""
     environment = dict(os.environ)
-    if jobs > 1:
-        # Runs side by side would each take every core for themselves.
-        share = max(1, len(os.sched_getaffinity(0)) // jobs)
-        environment.setdefault("OMP_NUM_THREADS", str(share))
-    process = _spawn(command, _output(run), environment, keep_open)
-    return _Running(run, process, time.monotonic())
+    if jobs == 1:
+        return environment
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+    count = torch.cuda.device_count()
+    if count > 1:
+        visible = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % count]
+    return environment
 
 
 def _spawn(

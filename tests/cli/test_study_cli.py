@@ -61,12 +61,14 @@ class Here:
     """Stands for a process: runs the command in this one, which has PyTorch loaded already."""
 
     commands: list[list[str]]
+    environments: list[dict[str, str]]
 
     def __init__(self, command, output, environment, keep_open):
         assert command[:3] == [sys.executable, "-m", "gsalign.cli"]
         assert environment["PATH"] == os.environ["PATH"]
         assert all(os.fstat(descriptor) for descriptor in keep_open) and keep_open
         self.commands.append(command[3:])
+        self.environments.append(environment)
         with (
             output.open("a") as file,
             contextlib.redirect_stdout(file),
@@ -83,6 +85,7 @@ def here(monkeypatch):
     """Commands of the runs, which are carried out in this process."""
     monkeypatch.setattr("gsalign.study.runner._spawn", Here)
     monkeypatch.setattr(Here, "commands", [], raising=False)
+    monkeypatch.setattr(Here, "environments", [], raising=False)
     return Here.commands
 
 
@@ -122,6 +125,19 @@ def test_a_study_runs_seed_by_seed_and_reports(call, study, here, tmp_path):
     assert "What the parts are worth." in page and "LTPS \\| DAM" in page
     assert page.count("| full | 2 | ") == 2
     assert "4 runs of 4 steps" in page and torch.__version__ in page
+
+
+def test_runs_at_a_time_share_gpus_and_cores(call, study, here, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(9)))
+    call("study", study(), "--out", tmp_path / "out", "--jobs", 3)
+    assert len(here) == 4
+    # The fourth has the place of the first that ended.
+    devices = [environment["CUDA_VISIBLE_DEVICES"] for environment in Here.environments]
+    assert devices == ["4", "7", "4", "4"]
+    assert {environment["OMP_NUM_THREADS"] for environment in Here.environments} == {"3"}
 
 
 def test_nothing_is_run_twice_and_the_report_is_made_from_the_table_alone(
