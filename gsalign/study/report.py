@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -27,14 +28,38 @@ def summaries_of(study: StudyConfig, rows: Sequence[StudyRow]) -> list[Summary]:
     )
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A table of the report: a row per variant, the first column its name."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def sheets(study: StudyConfig, rows: Sequence[StudyRow]) -> list[Sheet]:
+    """The tables of the report: the main figure by all protocols, then all figures by protocol."""
+    summaries = summaries_of(study, rows)
+    protocols = dict.fromkeys(summary.protocol for summary in summaries)
+    each = [
+        Sheet(
+            title=_title(protocol, rows),
+            headings=("variant", "seeds", *study.metrics, *(f"Δ {m}" for m in study.metrics)),
+            rows=[(s.variant, *_cells(study, s)) for s in summaries if s.protocol == protocol],
+        )
+        for protocol in protocols
+    ]
+    return [*_overview(study, summaries), *each] if len(protocols) > 1 else each
+
+
 def report_tables(study: StudyConfig, rows: Sequence[StudyRow]) -> list[Table]:
-    """One table per protocol, a row per variant."""
+    """The tables for a console."""
     tables = []
-    for protocol, summaries in _by_protocol(study, rows):
-        table = plain_table(_title(protocol, rows), ["variant"], _headings(study))
-        for summary in summaries:
+    for sheet in sheets(study, rows):
+        table = plain_table(sheet.title, sheet.headings[:1], sheet.headings[1:])
+        for name, *cells in sheet.rows:
             # Without blanks three figures and their gains fit into 80 columns.
-            table.add_row(summary.variant, *(c.replace(" ", "") for c in _cells(study, summary)))
+            table.add_row(name, *(cell.replace(" ", "") for cell in cells))
         tables.append(table)
     return tables
 
@@ -48,31 +73,35 @@ def markdown_report(study: StudyConfig, rows: Sequence[StudyRow]) -> str:
     lines += ["| variant | what it is |", "| --- | --- |"]
     lines += [f"| {_bar(name)} | {_bar(v.about)} |" for name, v in study.variants.items()]
     lines += ["", NOTE]
-    for protocol, summaries in _by_protocol(study, rows):
-        headings = ("variant", *_headings(study))
-        lines += ["", f"## {_title(protocol, rows)}", "", _line(headings)]
-        lines.append(_line(["---", *("---:" for _ in headings[1:])]))
-        lines += [_line((summary.variant, *_cells(study, summary))) for summary in summaries]
+    for sheet in sheets(study, rows):
+        lines += ["", f"## {sheet.title}", "", _line(sheet.headings)]
+        lines.append(_line(["---", *("---:" for _ in sheet.headings[1:])]))
+        lines += map(_line, sheet.rows)
     return "\n".join([*lines, "", *_provenance(final), ""])
 
 
-def _by_protocol(
-    study: StudyConfig, rows: Sequence[StudyRow]
-) -> Iterable[tuple[str, list[Summary]]]:
-    grouped: dict[str, list[Summary]] = {}
-    for summary in summaries_of(study, rows):
-        grouped.setdefault(summary.protocol, []).append(summary)
-    return grouped.items()
+def _overview(study: StudyConfig, summaries: Sequence[Summary]) -> list[Sheet]:
+    """The main figure, and its gain, by variant and protocol."""
+    metric = study.main_metric
+    protocols = list(dict.fromkeys(summary.protocol for summary in summaries))
+    found = {(summary.variant, summary.protocol): summary for summary in summaries}
+    tables: dict[str, list[tuple[str, ...]]] = {metric: [], f"Δ {metric}": []}
+    for variant in dict.fromkeys(summary.variant for summary in summaries):
+        # A variant lacks the protocols that its data set lacks.
+        mine = [found.get((variant, protocol)) for protocol in protocols]
+        figures = [one.figures[metric] if one else None for one in mine]
+        gains = [one.gains.get(metric) if one else None for one in mine]
+        tables[metric].append((variant, *map(_plain, figures)))
+        if variant != study.baseline_name:
+            tables[f"Δ {metric}"].append((variant, *map(_signed, gains)))
+    headings = ("variant", *map(protocol_title, protocols))
+    return [Sheet(title, headings, table) for title, table in tables.items() if table]
 
 
 def _title(protocol: str, rows: Sequence[StudyRow]) -> str:
     counts = {row.valid_queries for row in rows if row.protocol == protocol}
     told = " or ".join(f"{count:,}" for count in sorted(counts))
     return f"{protocol_title(protocol)}, {told} queries"
-
-
-def _headings(study: StudyConfig) -> tuple[str, ...]:
-    return ("seeds", *study.metrics, *(f"Δ {metric}" for metric in study.metrics))
 
 
 def _cells(study: StudyConfig, summary: Summary) -> tuple[str, ...]:
@@ -85,12 +114,12 @@ def _cells(study: StudyConfig, summary: Summary) -> tuple[str, ...]:
     )
 
 
-def _plain(value: Spread) -> str:
-    return "-" if not value.count else f"{value.mean:.1f}{_deviation(value)}"
+def _plain(value: Spread | None) -> str:
+    return f"{value.mean:.1f}{_deviation(value)}" if value and value.count else "-"
 
 
-def _signed(value: Spread) -> str:
-    if not value.count:
+def _signed(value: Spread | None) -> str:
+    if not value or not value.count:
         return "-"
     star = " *" if value.differs_from_zero else ""
     return f"{value.mean:+.1f}{_deviation(value)}{star}"

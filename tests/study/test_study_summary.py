@@ -23,6 +23,7 @@ from gsalign.study import (
     summarise,
     write_rows,
 )
+from gsalign.study.report import sheets
 from gsalign.study.rows import METRICS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -105,6 +106,29 @@ def test_the_page_says_what_the_figures_are(tmp_path):
     assert "| baseline | 3 | 41.0 ± 1.0 |  |" in page
     assert "| new | better |" in page and "9 runs of 10 steps" in page and "commit abc;" in page
     assert "No run has finished." in markdown_report(study, [])
+
+
+def test_the_main_figure_is_told_by_all_protocols_at_once():
+    study = StudyConfig.model_validate(
+        {
+            "name": "s",
+            "config": "c.yaml",
+            "data": {"d": {"root": "r"}},
+            "variants": {"baseline": {}, "new": {}},
+            "metrics": ["Rank-1", "mAP"],
+        }
+    )
+    rows = [row("baseline", 0, 40.0), row("baseline", 0, 30.0, protocol="ground-to-aerial")]
+    # The data set of a variant may know fewer protocols.
+    rows += [row("new", 0, 42.5)]
+    first, second, *each = sheets(study, rows)
+    assert (first.title, first.headings) == ("mAP", ("variant", "ALL", "G->A"))
+    assert first.rows == [("baseline", "40.0", "30.0"), ("new", "42.5", "-")]
+    assert (second.title, second.rows) == ("Δ mAP", [("new", "+2.5", "-")])
+    assert [sheet.title for sheet in each] == ["ALL, 8 queries", "G->A, 8 queries"]
+    assert each[0].rows[1] == ("new", "1", "42.5", "42.5", "+2.5", "+2.5")
+    # One protocol is its own overview.
+    assert len(sheets(study, rows[:1])) == 1
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):
