@@ -17,6 +17,7 @@ from gsalign.data.loading import (
     load_dataset,
     train_loader,
 )
+from gsalign.data.layout import Layout
 from gsalign.data.market1501 import load_market1501
 from gsalign.data.published import CountCheck, compare_with_published
 from gsalign.data.records import (
@@ -29,7 +30,7 @@ from gsalign.data.records import (
     Split,
     contiguous_labels,
 )
-from gsalign.data.registry import DATASETS, get_dataset_entry, guess_dataset
+from gsalign.data.registry import DATASETS, DatasetEntry, get_dataset_entry, guess_dataset
 from gsalign.data.samplers import (
     Draw,
     IdentityBatchSampler,
@@ -58,12 +59,14 @@ __all__ = [
     "BatchLoader",
     "CountCheck",
     "DataConfig",
+    "DatasetEntry",
     "Draw",
     "IdentityBatchSampler",
     "ImageCheck",
     "ImageRecord",
     "ImageStore",
     "IterationBatchSampler",
+    "Layout",
     "ReIDDataset",
     "SequentialBatchSampler",
     "Split",

@@ -48,7 +48,7 @@ def read_images(source: str | os.PathLike[str], *, name: str = "images") -> Spli
     A folder is searched with all folders in it. The name of the first folder below ``source`` is
     the identity of the images in it; images that lie in ``source`` itself are of nobody known
     (identity -1). Camera and view are taken from the file name, see :func:`camera_and_view`.
-    A table is read as :func:`gsalign.data.table.read_table` says; all its rows, whatever their
+    A table is read as :func:`gsalign.data.read_table` says; all its rows, whatever their
     split. No image is opened.
 
     Args:

@@ -66,7 +66,7 @@ class HeadsConfig(_Section):
 class OrientationConfig(_Section):
     """Turning every image upright before the patch embedding; an extension, off by default.
 
-    See :mod:`gsalign.model.orientation` and docs/alignment.md.
+    See ``gsalign.model.orientation`` and docs/alignment.md.
 
     Attributes:
         enabled: whether images are turned, and the predictor of their roll trained.
