@@ -45,4 +45,6 @@ nitpick_ignore_regex = [("py:.*", r"(?!gsalign).*|.*\._.*")]
 
 html_theme = "furo"
 html_title = "GSAlign"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_copyright = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from PIL import Image
 
 from gsalign import __version__
 from gsalign.cli import info
-from gsalign.cli.main import main, parse
+from gsalign.cli.main import build_parser, main, parse
 from gsalign.config import load_config
 from gsalign.data.synthetic import part_groups
 from gsalign.engine.metrics import read_metrics
@@ -53,7 +54,24 @@ def break_first(folder: Path) -> Path:
     return path
 
 
+def commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The commands below a parser that do something."""
+    inner = [
+        command
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for command in action.choices.values()
+    ]
+    return [deep for command in inner for deep in commands(command)] or [parser]
+
+
 # What works.
+
+
+@pytest.mark.parametrize("command", commands(build_parser()), ids=lambda command: command.prog)
+def test_help_explains_every_command_and_argument(command):
+    assert command.description
+    assert not [action.dest for action in command._actions if not action.help]
 
 
 def test_info_lists_operators_implementations_and_versions(call):
