@@ -1,7 +1,7 @@
 """Settings of the documentation site, which ``make docs`` builds from the pages beside this file.
 
-The pages are Markdown that reads as well where the repository is hosted. Nothing is downloaded: names
-of other libraries in signatures stay without a link.
+The pages are Markdown that reads as well where the repository is hosted. Nothing is downloaded:
+names of other libraries in signatures stay without a link.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``.. command-line:: module:function`` documents the commands of the parser that the function makes.
+"""``command-line:: module:function`` documents the commands of the parser that the function makes.
 
 A section per command with its description, usage and options, which ``:option:`` can refer to. The
 words are those of ``--help``, so that there is one place to change them.

@@ -28,7 +28,7 @@ class RepositoryLinks(SphinxTransform):
     default_priority = 300
 
     def apply(self) -> None:
-        """Change targets in place. MyST has made an absolute path, without suffix, of those outside."""
+        """Change targets in place; those outside are absolute paths without suffix by now."""
         root = Path(self.env.srcdir).parent
         for link in self.document.findall(addnodes.pending_xref):
             target = Path(link["reftarget"])

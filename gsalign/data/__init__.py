@@ -10,6 +10,7 @@ from gsalign.data.config import AugmentationConfig, DataConfig
 from gsalign.data.decoding import read_image, resize
 from gsalign.data.folder import load_folder, read_images
 from gsalign.data.images import ImageCheck, ImageStore, check_images, oddity
+from gsalign.data.layout import Layout
 from gsalign.data.loading import (
     Batch,
     BatchLoader,
@@ -17,7 +18,6 @@ from gsalign.data.loading import (
     load_dataset,
     train_loader,
 )
-from gsalign.data.layout import Layout
 from gsalign.data.market1501 import load_market1501
 from gsalign.data.published import CountCheck, compare_with_published
 from gsalign.data.records import (

@@ -88,7 +88,8 @@ class Embedder:
 
         Raises:
             CheckpointError: the file is missing, damaged or not one of ours. For a checkpoint of
-                the published code give ``Embedder`` what :func:`gsalign.model.load_published` returns.
+                the published code give ``Embedder`` what
+                :func:`gsalign.model.load_published` returns.
         """
         return cls(
             load_model(checkpoint),

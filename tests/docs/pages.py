@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ def anchors(text: str) -> set[str]:
     parsed = _MARKDOWN.parse(text)
     seen: Counter[str] = Counter()
     found = set()
-    for opening, line in zip(parsed, parsed[1:], strict=False):
+    for opening, line in pairwise(parsed):
         if opening.type != "heading_open":
             continue
         title = "".join(token.content for token in line.children or ())

@@ -56,8 +56,6 @@ def test_every_page_is_in_the_contents():
     ]
     assert entries
     missing = {
-        page
-        for page in pages - {"index"}
-        if not any(fnmatchcase(page, entry) for entry in entries)
+        page for page in pages - {"index"} if not any(fnmatchcase(page, entry) for entry in entries)
     }
     assert not missing, f"not in a toctree of docs/index.md: {sorted(missing)}"
