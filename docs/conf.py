@@ -6,8 +6,11 @@ names of other libraries in signatures stay without a link.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+
+from sphinx.application import Sphinx
 
 import gsalign
 
@@ -29,12 +32,13 @@ extensions = [
 exclude_patterns = ["_ext"]
 
 myst_heading_anchors = 4  # links to headings as on a code host
-smartquotes = False  # or --options would become dashes
+smartquotes_action = "D"  # dashes between a name and what is said of it, quotes as they are
 highlight_language = "none"  # a block without a language is a command or its output
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"Array": "Tensor | ndarray", "ArrayLike": "ArrayLike"}  # as one reads them
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 88
@@ -48,3 +52,18 @@ html_title = "GSAlign"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
+
+
+def setup(app: Sphinx) -> None:
+    """Show type aliases by their names alone; Sphinx leaves a wrapper around those in unions."""
+
+    def unwrapped(text: str | None) -> str | None:
+        return text and re.sub(r"TypeAliasForwardRef\('([^']*)'\)", r"\1", text)
+
+    app.connect(
+        "autodoc-process-signature",
+        lambda _app, _what, _name, _object, _options, arguments, result: (
+            unwrapped(arguments),
+            unwrapped(result),
+        ),
+    )

@@ -32,6 +32,7 @@ class CommandLine(SphinxDirective):
 
     def _section(self, parser: argparse.ArgumentParser) -> nodes.section:
         section = nodes.section(ids=[nodes.make_id(parser.prog)])
+        section["support_smartquotes"] = False  # or two hyphens of an option would be a dash
         section += nodes.title(parser.prog, parser.prog)
         self.state.document.note_implicit_target(section, section)
         section += nodes.paragraph("", parser.description or "")
