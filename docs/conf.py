@@ -6,11 +6,8 @@ names of other libraries in signatures stay without a link.
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
-
-from sphinx.application import Sphinx
 
 import gsalign
 
@@ -28,6 +25,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "command_line",
     "repository_links",
+    "signatures",
 ]
 exclude_patterns = ["_ext"]
 
@@ -35,10 +33,11 @@ myst_heading_anchors = 4  # links to headings as on a code host
 smartquotes_action = "D"  # dashes between a name and what is said of it, quotes as they are
 highlight_language = "none"  # a block without a language is a command or its output
 
+autodoc_default_options = {"exclude-members": "model_config"}  # of pydantic, not of ours
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {"Array": "Tensor | ndarray", "ArrayLike": "ArrayLike"}  # as one reads them
+autodoc_type_aliases = {"Array": "Tensor | ndarray", "ArrayLike": "ArrayLike"}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 88
@@ -52,18 +51,3 @@ html_title = "GSAlign"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
-
-
-def setup(app: Sphinx) -> None:
-    """Show type aliases by their names alone; Sphinx leaves a wrapper around those in unions."""
-
-    def unwrapped(text: str | None) -> str | None:
-        return text and re.sub(r"TypeAliasForwardRef\('([^']*)'\)", r"\1", text)
-
-    app.connect(
-        "autodoc-process-signature",
-        lambda _app, _what, _name, _object, _options, arguments, result: (
-            unwrapped(arguments),
-            unwrapped(result),
-        ),
-    )

@@ -199,7 +199,7 @@ class ModelConfig(_Section):
 
     @property
     def embedding_size(self) -> int:
-        """Length of what the network's ``embed`` gives: the image's embedding, then the parts'."""
+        """Length of what the network's ``embed`` gives, the image's embedding, then the parts'."""
         return self.width * (1 + self.parts)
 
     @property

@@ -107,7 +107,7 @@ class Embedder:
 
     @property
     def slots(self) -> int:
-        """How many vectors an embedding is made of: 1, or 1 + parts."""
+        """How many vectors an embedding is made of, 1 or 1 + parts."""
         return 1 + self.network.config.parts
 
     @property
