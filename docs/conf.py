@@ -44,7 +44,12 @@ python_maximum_signature_line_length = 88
 
 # Every name of ours must lead somewhere; other libraries are not at hand to be linked to.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!gsalign).*|.*\._.*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(accelerate|collections|np|numpy|os|pathlib|pydantic|rich|torch)\..*"),
+    ("py:.*", r"ArrayLike|NDArray|Tensor|ndarray|(dict|tuple)\[.*"),
+    ("py:.*", r"Display|Recorder"),  # known to type checkers only
+    ("py:.*", r"gsalign\..*\._.*"),  # a private class in the signature of a public one
+]
 
 html_theme = "furo"
 html_title = "GSAlign"

@@ -63,7 +63,7 @@ def tps_solve(
             in force.
 
     Returns:
-        ``[B, K+3, V]``: K weights, then ``a_0, a_x, a_y``.
+        ``[B, K+3, V]``, K weights, then ``a_0, a_x, a_y``.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
