@@ -16,7 +16,7 @@ from gsalign.engine.loading import load_network
 from gsalign.engine.metrics import read_metrics
 from gsalign.engine.testing import embed_split
 from gsalign.errors import DataError
-from gsalign.evaluation.features import Features, evaluate_features, feature_distances
+from gsalign.evaluation import Features, evaluate_features, feature_distances
 from gsalign.visualize import (
     RankList,
     choose_queries,
