@@ -35,7 +35,7 @@ class CommandLine(SphinxDirective):
         section["support_smartquotes"] = False  # or two hyphens of an option would be a dash
         section += nodes.title(parser.prog, parser.prog)
         self.state.document.note_implicit_target(section, section)
-        section += nodes.paragraph("", parser.description or "")
+        section += _paragraph(parser.description or "")
         usage = _usage(parser)
         section += nodes.literal_block(usage, usage, language="none")
         arguments = nodes.definition_list()
@@ -61,7 +61,7 @@ class CommandLine(SphinxDirective):
             self.env.domains.standard_domain.add_program_option(
                 parser.prog, name, self.env.docname, target
             )
-        explanation = nodes.definition("", nodes.paragraph("", _help(parser, action)))
+        explanation = nodes.definition("", _paragraph(_help(parser, action)))
         return nodes.definition_list_item("", term, explanation)
 
 
@@ -93,6 +93,14 @@ def _value(action: argparse.Action) -> str:
     if action.metavar is None and action.choices is not None:
         return "{" + ",".join(str(choice) for choice in action.choices) + "}"
     return action.metavar or (action.dest.upper() if action.option_strings else action.dest)
+
+
+def _paragraph(text: str) -> nodes.paragraph:
+    """Words, and between backticks code."""
+    paragraph = nodes.paragraph()
+    for position, piece in enumerate(text.split("`")):
+        paragraph += nodes.literal(piece, piece) if position % 2 else nodes.Text(piece)
+    return paragraph
 
 
 def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
