@@ -24,6 +24,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "command_line",
+    "internal_names",
     "repository_links",
     "signatures",
 ]
@@ -47,8 +48,6 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(accelerate|collections|np|numpy|os|pathlib|pydantic|rich|torch)\..*"),
     ("py:.*", r"ArrayLike|NDArray|Tensor|ndarray|(dict|tuple)\[.*"),
-    ("py:.*", r"Display|Recorder"),  # known to type checkers only
-    ("py:.*", r"gsalign\..*\._.*"),  # a private class in the signature of a public one
 ]
 
 html_theme = "furo"
