@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gsalign.cli.console import log_to, make_console
     from gsalign.engine.kernels import chosen_kernels
     from gsalign.errors import ConfigError
+    from gsalign.extras import import_extra
 
     # Each of these options takes all that follows it, overrides too.
     folders, only, images = (
@@ -93,6 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
     for image in images:
         if not Path(image).is_file():
             raise ConfigError(f"--images is {image}, which is not a file")
+    if arguments.projection == "tsne" and "embedding_map" in names:
+        # Told now, and not after the test set has been embedded.
+        import_extra("sklearn.manifold", extra="visualize")
     runs = _runs(arguments, folders, images)
     out = Path(arguments.out or (os.curdir if several else runs[0].folder.root))
     console = make_console()

@@ -92,8 +92,8 @@ def attention_maps(
         bar.set_label("times an even share", fontsize=8.5)
         bar.outline.set_visible(False)  # type: ignore[operator]
         bar.ax.tick_params(labelsize=8, length=0)
-        notes = [f"attention roll-out, {heads} over heads", turned_note(network)]
-        figure.supxlabel("   ".join(filter(None, notes)), fontsize=8.5, color=QUIET)
+        notes = [f"roll-out of attention, {heads} over heads", turned_note(network)]
+        figure.supxlabel("; ".join(filter(None, notes)), fontsize=8.5, color=QUIET)
         if title:
             figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
         save_figure(figure, path)

@@ -9,12 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gsalign.evaluation import KNOWN_PROTOCOLS, EvaluationResult, protocol_title
-from gsalign.visualize.style import QUIET, SERIES, house_style, new_figure, save_figure
+from gsalign.visualize.run_lines import legend_of_runs, run_style
+from gsalign.visualize.style import house_style, new_figure, save_figure
 
 Results = Mapping[str, EvaluationResult]
 RANKS = 20
-# Colour is not all that tells lines apart.
-_DASHES: tuple[object, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 _COLUMNS = 3
 
 
@@ -47,7 +46,7 @@ def cmc_curves(
     lines = -(-len(names) // _COLUMNS)
     columns = min(_COLUMNS, len(names))
     with house_style():
-        figure = new_figure(12, 3.0 * lines + 3.0 + 0.4 * bool(title) + 0.2 * bool(note))
+        figure = new_figure(12, 3.0 * lines + 3.0 + 0.4 * (bool(title) + bool(note)))
         figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.08)
         grid = figure.add_gridspec(lines + 1, columns)
         for place, name in enumerate(names):
@@ -55,21 +54,16 @@ def cmc_curves(
             _curves(axes, runs, name, ranks)
             axes.set_ylabel("percent of queries" if place % columns == 0 else "")
         _bars(figure.add_subplot(grid[lines, :]), runs, names)
-        if note:
-            figure.supxlabel(note, fontsize=8.5, color=QUIET)
+        if len(runs) > 1:
+            legend_of_runs(figure, runs, note)
         if title:
             figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
         save_figure(figure, path)
 
 
-def run_style(place: int) -> tuple[str, object]:
-    """Colour and dashes of a run's lines."""
-    return SERIES[place % len(SERIES)], _DASHES[place % len(_DASHES)]
-
-
 def _curves(axes: Axes, runs: Mapping[str, Results], name: str, ranks: int) -> None:
     drawn = 0
-    for place, (run, results) in enumerate(runs.items()):
+    for place, results in enumerate(runs.values()):
         result = results.get(name)
         if result is None or not result.num_valid_queries:
             continue
@@ -78,7 +72,7 @@ def _curves(axes: Axes, runs: Mapping[str, Results], name: str, ranks: int) -> N
         axes.plot(
             np.arange(1, len(curve) + 1), curve, color=colour, linestyle=dashes,
             marker="o", markersize=3, markevery=[0],
-            label=f"{run}: mAP {100 * result.mAP:.1f}, Rank-1 {100 * result.rank1:.1f}",
+            label=f"mAP {100 * result.mAP:.1f}, Rank-1 {100 * result.rank1:.1f}",
         )  # fmt: skip
         drawn += 1
     counts = sorted(
@@ -91,23 +85,23 @@ def _curves(axes: Axes, runs: Mapping[str, Results], name: str, ranks: int) -> N
     axes.set_xlabel("rank")
     axes.set_xticks([1, *range(5, ranks + 1, 5)])
     if drawn:
-        axes.legend(loc="lower right", frameon=False, fontsize=8, handlelength=2.6)
+        axes.legend(
+            loc="lower right", frameon=False, fontsize=8 if drawn <= 4 else 7, handlelength=2.6
+        )
 
 
 def _bars(axes: Axes, runs: Mapping[str, Results], names: Sequence[str]) -> None:
     axes.set_title("mAP")
     axes.set_ylabel("percent")
     width = 0.8 / max(len(runs), 2)
-    for place, (run, results) in enumerate(runs.items()):
+    for place, results in enumerate(runs.values()):
         offset = (place - (len(runs) - 1) / 2) * width
         values = [100 * results[name].mAP if name in results else float("nan") for name in names]
         bars = axes.bar(
             np.arange(len(names)) + offset, values, 0.92 * width, color=run_style(place)[0],
-            label=run,
         )  # fmt: skip
-        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+        # On end where they would touch.
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, rotation=90 if len(runs) > 4 else 0)
     axes.set_xticks(range(len(names)), [protocol_title(name) for name in names])
     axes.grid(axis="x", visible=False)
-    axes.margins(x=0.02, y=0.18)
-    if len(runs) > 1:
-        axes.legend(frameon=False, ncols=4, loc="upper right", borderaxespad=0, fontsize=8.5)
+    axes.margins(x=0.02, y=0.1)

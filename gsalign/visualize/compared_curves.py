@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterable, Mapping
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from gsalign.evaluation import protocol_title
-from gsalign.visualize.cmc import run_style
 from gsalign.visualize.curves import Record
 from gsalign.visualize.panels import or_nan, say
+from gsalign.visualize.run_lines import legend_of_runs, run_style
 from gsalign.visualize.style import house_style, new_figure, save_figure
 
 Points = list[tuple[int, float]]
@@ -48,8 +48,10 @@ def compared_curves(
         left, *others = figure.subplots(1, 3)
         left.set_title("Total loss, weights applied")
         left.set_yscale("log")
+        # Losses of a run may stay within a decade.
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        left.yaxis.set_minor_locator(NullLocator())
         left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        left.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         _lines(left, losses)
         for axes, measure in zip(others, ("mAP", "Rank-1"), strict=True):
             axes.set_title(f"{measure} on the test, {protocol_title(PROTOCOL)}")
@@ -60,10 +62,7 @@ def compared_curves(
                 axes.set_ylim(0, None)
             else:
                 say(axes, "not evaluated yet")
-        figure.legend(
-            handles=left.lines, title=note, title_fontproperties={"size": 8.5, "weight": "normal"},
-            loc="outside lower center", ncols=4, frameon=False, handlelength=3,
-        )  # fmt: skip
+        legend_of_runs(figure, runs, note)
         if title:
             figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
         save_figure(figure, path)
@@ -84,13 +83,12 @@ def _evaluations(records: Iterable[Record], measure: str) -> Points:
 
 
 def _lines(axes: Axes, runs: Mapping[str, Points], marker: str = "") -> None:
-    """A line of every run, also of one without points: the legend names it."""
-    for place, (name, points) in enumerate(runs.items()):
+    for place, points in enumerate(runs.values()):
         colour, dashes = run_style(place)
         axes.plot(
             [x for x, _ in points], [y for _, y in points], color=colour, linestyle=dashes,
-            marker=marker, markersize=3.5, label=name,
+            marker=marker, markersize=3.5,
         )  # fmt: skip
     axes.margins(x=0.03)
     axes.set_xlabel("iteration")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))

@@ -80,7 +80,7 @@ def embedding_map(
         _by_identity(right, projection, identities, views, names or {})
         for axes in (left, right):
             _bare(axes, projection)
-        figure.supxlabel(f"{told}   {projection.name}", fontsize=8.5, color=QUIET)
+        figure.supxlabel(f"{told}; {projection.name}", fontsize=8.5, color=QUIET)
         if title:
             figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
         save_figure(figure, path)
@@ -197,7 +197,7 @@ def _columns(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 def _legend(axes: Axes) -> None:
     # Below the panel: a map has no corner that is sure to be empty.
     axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=7, frameon=False, fontsize=8.5,
+        loc="upper center", bbox_to_anchor=(0.5, -0.035), ncols=7, frameon=False, fontsize=8.5,
         handletextpad=0.2, columnspacing=1.2,
     )  # fmt: skip
 

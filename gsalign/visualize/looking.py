@@ -11,7 +11,8 @@ from torch import Tensor
 from gsalign.data import VIEW_NAMES, ImageRecord, denormalize, normalize, read_image, resize
 from gsalign.model import FeatureOutput, GSAlign
 
-_LONGEST_NAME = 16
+_LINE = 15
+"""Letters that fit above an image."""
 
 
 @contextmanager
@@ -55,7 +56,10 @@ def image_label(record: ImageRecord) -> str:
     if record.identity_name:
         return f"{VIEW_NAMES[record.view]}\nid {record.identity_name}"
     name = record.path.name
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    first, rest = name[:_LINE], name[_LINE:]
+    # Running numbers are at the end; what is too long loses its middle.
+    second = rest if len(rest) <= _LINE else f"…{rest[1 - _LINE :]}"
+    return f"{first}\n{second}" if second else first
 
 
 def turned_note(network: GSAlign) -> str:

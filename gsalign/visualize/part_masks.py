@@ -79,7 +79,7 @@ def part_masks(
                 Patch(color=part_colour(part), label=name)
                 for part, name in enumerate(_names(network))
             ],
-            title="   ".join(filter(None, (_NOTE, turned_note(network)))),
+            title="; ".join(filter(None, (_NOTE, turned_note(network)))),
             title_fontproperties={"size": 8.5, "weight": "normal"},
             loc="outside lower center",
             ncols=parts,

@@ -63,11 +63,11 @@ def run_labels(runs: Sequence[DrawnRun]) -> list[str]:
 
 def _note(runs: Sequence[DrawnRun]) -> str:
     """What to say where the runs' data sets differ."""
-    sets = {
-        label: f"{run.config.data.name} in {run.config.data.root}"
-        for label, run in zip(run_labels(runs), runs, strict=True)
-    }
-    if len(set(sets.values())) == 1:
+    sets = [(run.config.data.name, run.config.data.root.resolve()) for run in runs]
+    if len(set(sets)) == 1:
         return ""
-    told = ", ".join(f"{label}: {where}" for label, where in sets.items())
+    told = ", ".join(
+        f"{label}: {run.config.data.name} in {run.config.data.root}"
+        for label, run in zip(run_labels(runs), runs, strict=True)
+    )
     return f"the runs are of different data sets, so their figures do not compare ({told})"

@@ -122,7 +122,7 @@ def _embedding_map(run: DrawnRun, path: Path, choices: Choices) -> None:
 
 
 def _attention(run: DrawnRun, path: Path, choices: Choices) -> None:
-    title = _title(run, "where class and view token have their content from")
+    title = _title(run, "attention of class and view token, rolled out over the layers")
     attention_maps(run.network, run.examples(), path, heads=choices.heads, title=title)
 
 
