@@ -70,7 +70,7 @@ def attention_maps(
             column = panels[:, number]
             for axes in column:
                 axes.set_axis_off()
-            column[0].imshow(pictures[number], interpolation="lanczos")
+            column[0].imshow(pictures[number].numpy(), interpolation="lanczos")
             column[0].set_title(
                 image_label(record), loc="center", fontsize=8.5, fontweight="normal", pad=4
             )

@@ -83,13 +83,13 @@ def ltps_grids(
             for axes in panels[number].flat:
                 axes.set_axis_off()
             for axes in panels[number, 0]:
-                axes.imshow(pictures[number], interpolation="lanczos")
+                axes.imshow(pictures[number].numpy(), interpolation="lanczos")
             for place, (grid, read, control) in enumerate(
                 zip(grids, warped, points, strict=True), 1
             ):
                 net, beside = panels[number, :, place]
                 _net(net, grid[number], control, angles[place - 1, number], size, patch)
-                beside.imshow(read[number], interpolation="lanczos")
+                beside.imshow(read[number].numpy(), interpolation="lanczos")
             for axes in panels[number].flat:
                 _limit(axes, size, patch)
             _head(panels[number, 0, 0], image_label(record), beside=in_rows)

@@ -68,7 +68,7 @@ def part_masks(
         panels = figure.subplots(3, len(records), squeeze=False, height_ratios=[tall, tall, 0.55])
         for number, record in enumerate(records):
             for axes, picture in zip(
-                panels[:2, number], (pictures[number], covered[number]), strict=True
+                panels[:2, number], (pictures[number].numpy(), covered[number]), strict=True
             ):
                 axes.set_axis_off()
                 axes.imshow(picture, interpolation="lanczos", aspect="equal")
