@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from gsalign.data import DataConfig, ImageRecord, ReIDDataset, Split, check_images, load_dataset
 from gsalign.data.folder import camera_and_view
-from gsalign.engine.distributed import build_accelerator
+from gsalign.engine.distributed import build_accelerator, on_cpu
 from gsalign.engine.folder import RunFolder
 from gsalign.engine.loading import load_network
 from gsalign.engine.metrics import Record, read_metrics
@@ -81,10 +81,11 @@ class DrawnRun:
 
     @cached_property
     def accelerator(self) -> Accelerator:
-        """What it is computed on."""
-        return build_accelerator(
-            device=self.config.device, precision=self.config.training.precision
-        )
+        """What it is computed on, on a CPU without fp16, which a GPU may have trained in."""
+        device, precision = self.config.device, self.config.training.precision
+        if precision == "fp16" and on_cpu(device):
+            precision = "no"
+        return build_accelerator(device=device, precision=precision)
 
     @cached_property
     def data(self) -> DataConfig:
