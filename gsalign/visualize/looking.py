@@ -11,7 +11,7 @@ from torch import Tensor
 from gsalign.data import VIEW_NAMES, ImageRecord, denormalize, normalize, read_image, resize
 from gsalign.model import FeatureOutput, GSAlign
 
-_LINE = 15
+_LINE = 14
 """Letters that fit above an image."""
 
 
@@ -56,10 +56,13 @@ def image_label(record: ImageRecord) -> str:
     if record.identity_name:
         return f"{VIEW_NAMES[record.view]}\nid {record.identity_name}"
     name = record.path.name
-    first, rest = name[:_LINE], name[_LINE:]
-    # Running numbers are at the end; what is too long loses its middle.
-    second = rest if len(rest) <= _LINE else f"…{rest[1 - _LINE :]}"
-    return f"{first}\n{second}" if second else first
+    if len(name) <= _LINE:
+        return name
+    # Between words where there are some. Running numbers are at the end, so what is too long for
+    # two lines loses its middle.
+    cut = 1 + max(name.rfind(mark, 0, _LINE) for mark in "_- .") or _LINE
+    rest = name[cut:]
+    return f"{name[:cut]}\n{rest if len(rest) <= _LINE else '…' + rest[1 - _LINE :]}"
 
 
 def turned_note(network: GSAlign) -> str:

@@ -74,7 +74,7 @@ def ltps_grids(
     tall = cell * (size[0] + 2 * _MARGIN * patch) / (size[1] + 2 * _MARGIN * patch)
     with house_style():
         figure = new_figure(
-            wide * (cell + 0.1) + 0.8, deep * (tall + 0.2) + 0.5 + 0.45 * bool(title)
+            wide * (cell + 0.13) + 0.8, deep * (tall + 0.17) + 0.5 + 0.45 * bool(title)
         )
         panels = figure.subplots(deep, wide, squeeze=False)
         # [image, what is read, layer], whichever way they lie.
@@ -113,7 +113,7 @@ def _head(axes: Axes, text: str, *, beside: bool) -> None:
     else:
         x, y, horizontal, vertical = 0.5, 1.01, "center", "bottom"
     label = axes.text(x, y, text, transform=axes.transAxes, linespacing=1.4)
-    label.set(ha=horizontal, va=vertical)
+    label.set(ha=horizontal, va=vertical, fontsize=8.5 if beside else 8)
 
 
 def _limit(axes: Axes, size: tuple[int, int], patch: int) -> None:
