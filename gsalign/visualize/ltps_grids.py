@@ -139,7 +139,12 @@ def _net(
         torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij"
     )
     plain = torch.stack([xs, ys], dim=-1)
-    for net, colour, width, opacity in ((plain, _PLAIN, 0.7, 0.65), (grid, _WARPED, 1.1, 1.0)):
+    # Many patches would else cover the image.
+    thin = min(1.0, 8 / rows)
+    for net, colour, width, opacity in (
+        (plain, _PLAIN, 0.7 * thin, 0.65),
+        (grid, _WARPED, 1.1 * thin, 1.0),
+    ):
         vertices = _to_pixels(net, size, patch)
         lines = [*vertices.numpy(), *vertices.transpose(0, 1).numpy()]
         axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, alpha=opacity))
