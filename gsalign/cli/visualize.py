@@ -17,6 +17,8 @@ from gsalign.engine.pictures.names import (
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from gsalign.engine.pictures.run import DrawnRun
 
 
@@ -97,10 +99,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.projection == "tsne" and "embedding_map" in names:
         # Told now, and not after the test set has been embedded.
         import_extra("sklearn.manifold", extra="visualize")
-    runs = _runs(arguments, folders, images)
-    out = Path(arguments.out or (os.curdir if several else runs[0].folder.root))
+    if arguments.out and Path(arguments.out).is_file():
+        raise ConfigError(f"--out is {arguments.out}, which is a file; wanted a folder")
     console = make_console()
     log_to(console)
+    runs = _runs(arguments, folders, images, console)
+    out = Path(arguments.out or (os.curdir if several else runs[0].folder.root))
 
     from gsalign.engine.pictures.comparison import draw_comparison
     from gsalign.engine.pictures.drawing import Choices, draw_run
@@ -117,9 +121,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _runs(
-    arguments: argparse.Namespace, folders: Sequence[str], images: Sequence[str]
+    arguments: argparse.Namespace,
+    folders: Sequence[str],
+    images: Sequence[str],
+    console: Console,
 ) -> list[DrawnRun]:
     """The runs that the options name; a checkpoint alone is taken for a run in its folder."""
+    from gsalign.cli.console import progress
     from gsalign.engine.folder import RunFolder
     from gsalign.engine.pictures.run import DrawnRun
     from gsalign.errors import ConfigError
@@ -142,6 +150,12 @@ def _runs(
             )
         config = read_config(arguments, fallback=folder.config)
         runs.append(
-            DrawnRun(folder, config, checkpoint=checkpoint, images=[Path(i) for i in images])
+            DrawnRun(
+                folder,
+                config,
+                checkpoint=checkpoint,
+                images=[Path(image) for image in images],
+                watch=lambda title: progress(console, title, "images"),
+            )
         )
     return runs

@@ -26,7 +26,7 @@ def make_rank_lists(
     lists = []
     for place in choose_queries(query.views, result.average_precision, per_view):
         distances = feature_distances(query, gallery, slice(place, place + 1))
-        order = np.argsort(np.asarray(distances[0]), kind="stable")
+        order = np.argsort(distances[0].cpu().numpy(), kind="stable")
         left_out = (gallery.identities == query.identities[place]) & (
             gallery.cameras == query.cameras[place]
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +16,16 @@ from gsalign.engine.distributed import build_accelerator, on_cpu
 from gsalign.engine.folder import RunFolder
 from gsalign.engine.loading import load_network
 from gsalign.engine.metrics import Record, read_metrics
-from gsalign.engine.testing import embed_split
+from gsalign.engine.testing import Report, embed_splits
 from gsalign.errors import CheckpointError
 from gsalign.evaluation import EvaluationResult, Features, evaluate_features
 from gsalign.model import GSAlign
 
 if TYPE_CHECKING:
     from gsalign.config import Config
+
+
+Watch = Callable[[str], AbstractContextManager[Report | None]]
 
 
 class DrawnRun:
@@ -32,6 +36,7 @@ class DrawnRun:
         config: where the images are, and what to compute on.
         checkpoint: the weights; None for the run's best ones, or its last.
         images: files to look at in place of some of the data set's queries.
+        watch: given a title, a block that gives what is told of the progress of embedding, or None.
     """
 
     def __init__(
@@ -41,11 +46,13 @@ class DrawnRun:
         *,
         checkpoint: Path | None = None,
         images: Sequence[Path] = (),
+        watch: Watch = lambda _: nullcontext(),
     ) -> None:
         self.folder = folder
         self.config = config
         self._checkpoint = checkpoint
         self._images = tuple(images)
+        self._watch = watch
 
     @cached_property
     def records(self) -> list[Record]:
@@ -101,15 +108,21 @@ class DrawnRun:
         """
         return load_dataset(self.config.data)
 
-    @cached_property
+    @property
     def query(self) -> Features:
         """Embeddings of the query split."""
-        return embed_split(self.network, self.dataset.query, self.data, self.accelerator)
+        return self._features[0]
 
-    @cached_property
+    @property
     def gallery(self) -> Features:
         """Embeddings of the gallery split."""
-        return embed_split(self.network, self.dataset.gallery, self.data, self.accelerator)
+        return self._features[1]
+
+    @cached_property
+    def _features(self) -> tuple[Features, Features]:
+        splits = self.dataset.query, self.dataset.gallery
+        with self._watch(f"embedding {self.config.name}") as report:
+            return embed_splits(self.network, *splits, self.data, self.accelerator, report=report)
 
     @cached_property
     def results(self) -> dict[str, EvaluationResult]:
