@@ -43,12 +43,12 @@ def look_at(network: GSAlign, records: Sequence[ImageRecord]) -> tuple[Tensor, F
     """
     size = network.config.image_size
     images = torch.stack([normalize(resize(read_image(r.path), size)) for r in records])
-    device = next(network.parameters()).device
+    images = images.to(next(network.parameters()).device)
     with evaluating(network):
-        output = network.forward_features(images.to(device))
+        output = network.forward_features(images)
         if network.uprighting is not None and output.direction is not None:
-            images = network.uprighting.turn(images, output.direction.cpu())
-    return denormalize(images).permute(0, 2, 3, 1), output
+            images = network.uprighting.turn(images, output.direction)
+    return denormalize(images).permute(0, 2, 3, 1).cpu(), output
 
 
 def image_label(record: ImageRecord) -> str:

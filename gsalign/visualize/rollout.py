@@ -137,7 +137,7 @@ def warp_mixing(ltps: LTPS, angle: Tensor) -> Tensor:
     """
     count = PREFIX + ltps.size[0] * ltps.size[1]
     unit = torch.eye(count, dtype=ltps.basis.dtype, device=ltps.basis.device)
-    batch = unit.expand(angle.shape[0], -1, -1)
+    batch = unit.repeat(angle.shape[0], 1, 1)
     # eta may be negative; what is read counts, whatever its sign.
     shares = unit + (ltps.warp(batch, angle) - unit).abs()
     return shares / shares.sum(dim=-1, keepdim=True)

@@ -29,9 +29,10 @@ def warped_images(ltps: LTPS, angle: Tensor, images: Tensor) -> Tensor:
     # To the spline ±1 are the centres of the outermost patches; pixels reach beyond.
     ys, xs = (_centres(pixels, cells) for pixels, cells in ((height, rows), (width, columns)))
     places = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1).flatten(0, 1)
-    spline = gsalign_kernels.tps_solve(control, points.unsqueeze(0))
-    plain = gsalign_kernels.tps_evaluate(spline, control, places).squeeze(0)
-    read = rotated(plain, angle.double().cpu()).unflatten(1, (height, width))
+    # By name: on the CPU this runs whichever kernels were chosen for the network.
+    spline = gsalign_kernels.tps_solve(control, points.unsqueeze(0), implementation="reference")
+    plain = gsalign_kernels.tps_evaluate(spline, control, places, implementation="reference")
+    read = rotated(plain.squeeze(0), angle.double().cpu()).unflatten(1, (height, width))
     # To grid_sample ±1 are the edges of the image.
     inner = torch.tensor([(columns - 1) / columns, (rows - 1) / rows], dtype=torch.float64)
     return functional.grid_sample(
