@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gsalign.cli.options import add_config_options, read_config, split_overrides
 from gsalign.engine.pictures.names import (
+    MOST_IMAGES,
     OF_OWN_IMAGES,
     OF_SEVERAL_RUNS,
     PICTURES,
@@ -93,6 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
         given = "--images" if images else "--checkpoint"
         raise ConfigError(f"{given} goes with one run, and --run names {len(folders)}")
     names = choose_pictures(only, several=several, own_images=bool(images))
+    if len(images) > MOST_IMAGES:
+        raise ConfigError(
+            f"--images names {len(images)} files, of which a picture has room for {MOST_IMAGES}: "
+            "draw them in several, each with an --out of its own"
+        )
     for image in images:
         if not Path(image).is_file():
             raise ConfigError(f"--images is {image}, which is not a file")

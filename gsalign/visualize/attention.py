@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from gsalign.data import ImageRecord
 from gsalign.model import GSAlign
@@ -101,8 +102,8 @@ def attention_maps(
 
 def _cover(axes: Axes, picture: Tensor, ratio: NDArray[np.float32], scale: Normalize) -> None:
     """An image in grey under the colours of its map."""
-    grey = picture.numpy() @ np.array([0.299, 0.587, 0.114]) / 255
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="lanczos")
+    grey = rgb_to_grayscale(picture.permute(2, 0, 1))[0].numpy()
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="lanczos")
     height, width = grey.shape
     axes.imshow(
         ratio, cmap=_HEAT, norm=scale, alpha=_OPACITY, interpolation="bicubic",

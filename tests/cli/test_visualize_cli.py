@@ -82,6 +82,7 @@ def test_images_of_ones_own_are_looked_at(call, refuse, finished, tmp_path):
     told = refuse(*options, "--only", "rank_lists")
     assert "'rank_lists', which is not drawn of --images" in told and "part_masks" in told
     assert "nobody.png, which is not a file" in refuse(*options, tmp_path / "nobody.png")
+    assert "--images names 26 files" in refuse(*options, *[image] * 25)
     image.write_bytes(b"no image")
     assert "somebody.png" in refuse(*options, "--only", "attention")
 

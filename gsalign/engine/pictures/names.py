@@ -20,6 +20,8 @@ PICTURES = {
 
 OF_SEVERAL_RUNS = ("training_curves", "cmc_curves")
 OF_OWN_IMAGES = ("attention", "ltps_grids", "part_masks")
+MOST_IMAGES = 24
+"""More columns than these nobody can look at."""
 
 
 def choose_pictures(
