@@ -100,7 +100,7 @@ class Wanted:
     Attributes:
         search: how distances are made.
         protocols: names; those of the data set if empty.
-        flip_test: see ``gsalign.evaluation.features.embed_batch``.
+        flip_test: see ``gsalign.evaluation.embed_batch``.
         baselines: add rows of chance and of a colour histogram.
         roc: add true positive rates.
         threshold: false accept rate to calibrate a threshold for; None: none.
@@ -347,8 +347,8 @@ def _print_baselines(
     config: Config, dataset: ReIDDataset, names: tuple[str, ...], console: Console
 ) -> dict[str, Any]:
     from gsalign.data import check_images
+    from gsalign.evaluation import evaluate_features
     from gsalign.evaluation.baselines import chance_level, histogram_features
-    from gsalign.evaluation.features import evaluate_features
     from gsalign.evaluation.report import results_dict, results_table
 
     # The same images as the network's.

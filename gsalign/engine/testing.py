@@ -28,13 +28,14 @@ from gsalign.data.synthetic import (
 from gsalign.engine.angles import IMAGE, atan2_of
 from gsalign.engine.distributed import gather_rows
 from gsalign.errors import DataError
-from gsalign.evaluation import PROTOCOLS, EvaluationResult
-from gsalign.evaluation.features import (
+from gsalign.evaluation import (
+    PROTOCOLS,
+    EvaluationResult,
     Features,
-    FlipTest,
     evaluate_features,
     extract_features,
 )
+from gsalign.evaluation.embedding import FlipTest
 from gsalign.evaluation.part_agreement import PartAgreement, PartCounts
 from gsalign.evaluation.roll_agreement import RollAgreement, roll_agreement
 from gsalign.model import FeatureOutput, GSAlign
@@ -63,7 +64,7 @@ def embed_split(
         split: the images.
         config: image size, batch size, workers; ``on_broken`` decides about broken images.
         accelerator: of the run; its precision is used.
-        flip_test: see ``gsalign.evaluation.features.embed_batch``.
+        flip_test: see ``gsalign.evaluation.embed_batch``.
         progress: called with the number of images this process has done.
 
     Raises:
@@ -130,7 +131,7 @@ def embed_splits(
         gallery: images that are searched.
         config: how images are read.
         accelerator: of the run.
-        flip_test: see ``gsalign.evaluation.features.embed_batch``.
+        flip_test: see ``gsalign.evaluation.embed_batch``.
         report: told of the progress over both splits.
     """
     shares = [-(-len(split) // accelerator.num_processes) for split in (query, gallery)]
@@ -169,7 +170,7 @@ def evaluate_network(
         config: how images are read.
         accelerator: of the run.
         protocols: names, see ``gsalign.evaluation.KNOWN_PROTOCOLS``.
-        flip_test: see ``gsalign.evaluation.features.embed_batch``.
+        flip_test: see ``gsalign.evaluation.embed_batch``.
         report: told of the progress over both splits.
     """
     features = embed_splits(

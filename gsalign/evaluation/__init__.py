@@ -5,16 +5,10 @@ from __future__ import annotations
 from gsalign.evaluation.baselines import ChanceLevel, chance_level, histogram_features
 from gsalign.evaluation.comparison import Comparison, Search, compare
 from gsalign.evaluation.distances import distance_blocks, pairwise_distances
+from gsalign.evaluation.embedding import embed_batch, embed_parts_batch, extract_features
 from gsalign.evaluation.evaluate import evaluate, evaluate_protocols
 from gsalign.evaluation.expansion import Expansion, expand_embeddings
-from gsalign.evaluation.features import (
-    Features,
-    embed_batch,
-    embed_parts_batch,
-    evaluate_features,
-    extract_features,
-    feature_distances,
-)
+from gsalign.evaluation.features import Features
 from gsalign.evaluation.metrics import EvaluationResult
 from gsalign.evaluation.nearest import nearest
 from gsalign.evaluation.part_agreement import PartAgreement, PartCounts, PartMatch
@@ -28,6 +22,7 @@ from gsalign.evaluation.protocols import (
 from gsalign.evaluation.ranking import rank, ranking_report
 from gsalign.evaluation.report import result_rows, results_dict, results_table
 from gsalign.evaluation.reranking import Reranking, rerank, rerank_blocks
+from gsalign.evaluation.retrieval import evaluate_features, feature_distances
 from gsalign.evaluation.roll_agreement import RollAgreement, circular_correlation, roll_agreement
 from gsalign.evaluation.verification import (
     ErrorRates,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,13 +15,11 @@ from gsalign.errors import ConfigError
 from gsalign.evaluation.distances import BLOCK_BYTES, Metric, distance_blocks
 from gsalign.evaluation.evaluate import join_rankings
 from gsalign.evaluation.expansion import Expansion, expand_embeddings
+from gsalign.evaluation.features import Features
 from gsalign.evaluation.metrics import MAX_RANK, EvaluationResult
 from gsalign.evaluation.protocols import Protocol, get_protocol, membership
 from gsalign.evaluation.ranking import Ranker, rank
 from gsalign.evaluation.reranking import Reranking, rerank_blocks
-
-if TYPE_CHECKING:
-    from gsalign.evaluation.features import Features
 
 # Re-ranked distances up to this size are kept, as several figures are made of them.
 _KEPT_BYTES = 2**30

@@ -19,7 +19,7 @@ from torch.nn import functional
 from gsalign.data import normalize, read_image, resize
 from gsalign.data.decoding import image_pixels
 from gsalign.errors import ConfigError, DataError
-from gsalign.evaluation.features import FlipTest, embed_parts_batch
+from gsalign.evaluation.embedding import FlipTest, embed_parts_batch
 from gsalign.model import GSAlign, load_model
 from gsalign.search.fingerprint import Fingerprint, fingerprint
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from gsalign.evaluation.features import FlipTest
+from gsalign.evaluation.embedding import FlipTest
 from gsalign.model import GSAlign
 
 # What a configuration says about training only.

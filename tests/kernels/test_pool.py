@@ -109,7 +109,9 @@ def in_reference(arguments, **options):
 @pytest.mark.parametrize(("mode", "activation"), CASES)
 def test_agrees_with_the_reference(implementation, mode, activation, dtype, shared):
     skip_unless_served(implementation, dtype)
-    sizes = INTERPRETED_SIZES if interpreted(implementation) else SIZES
+    sizes = SIZES
+    if interpreted(implementation):  # half types differ in how they are read and written only
+        sizes = INTERPRETED_SIZES if dtype == torch.float32 else INTERPRETED_SIZES[1:2]
     for seed, size in enumerate(sizes):
         arguments = inputs(
             size,

@@ -62,7 +62,12 @@ def test_shared_tests_pass_in_the_interpreter(file, tmp_path):
     command += ["-k", "triton", f"--junitxml={report}", "-p", "no:cacheprovider"]
     command += ["-n", "2"] if find_spec("xdist") else []
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=environment, cwd=FOLDER.parents[1]
+        command,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        env=environment,
+        cwd=FOLDER.parents[1],
     )
     if "only 0-dimensional arrays can be converted to Python scalars" in done.stdout:
         # Triton up to 3.6 counts its loops in a way that NumPy 2.4 refuses, in any kernel.

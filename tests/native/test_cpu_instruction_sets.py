@@ -27,7 +27,7 @@ def run(driver: str, folder: Path) -> dict[str, str]:
     command += [str(FOLDER / f"{driver}.cpp"), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
     return dict(line.split() for line in done.stdout.splitlines())
 
@@ -67,7 +67,7 @@ def test_operators_in_vectors_of_lesser_processors(width, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     command = [sys.executable, str(FOLDER / "forced_width.py"), str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     errors = json.loads(done.stdout)
     assert len(errors) == 18

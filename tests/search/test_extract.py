@@ -298,7 +298,7 @@ sys.exit(main(sys.argv[1:]))
     arguments = ["extract", photographs, "--checkpoint", checkpoint, "--out", out, "--workers", "0"]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr[-2000:]
     assert "I/O error" in done.stderr and done.stderr.count("\n") == 1
