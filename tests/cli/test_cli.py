@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from cargo_folder import write_image
-from PIL import Image
+from picture_file import assert_picture
 
 from gsalign import __version__
 from gsalign.cli import info
@@ -20,6 +20,7 @@ from gsalign.cli.main import build_parser, main, parse
 from gsalign.config import load_config
 from gsalign.data.synthetic import part_groups
 from gsalign.engine.metrics import read_metrics
+from gsalign.engine.pictures.names import PICTURES
 from gsalign.evaluation import PROTOCOLS
 from gsalign.model import load_model
 from gsalign_kernels import kernel_report
@@ -37,14 +38,6 @@ GENERATED = (
 
 def train(settings: Path, root: Path, folder: Path, *more: object) -> list[object]:
     return ["train", "--config-file", settings, "--data-root", root, "--output", folder, *more]
-
-
-def assert_picture(path: Path, least: int = 100) -> None:
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) >= least
-        # More than one colour: something is drawn.
-        assert any(low < high for low, high in picture.convert("RGB").getextrema())
 
 
 def break_first(folder: Path) -> Path:
@@ -128,7 +121,7 @@ def test_a_generated_set_goes_all_the_way(call, settings, tmp_path):
     assert set(parts["parts"]) == set(part_groups(2)) and 0 <= parts["mean_iou"] <= 1
 
     told = call("visualize", "--run", folder)
-    for name in ("training_curves", "rank_lists", "ltps_grids", "part_masks", "contact_sheet"):
+    for name in PICTURES:
         assert f"wrote {folder / name}.png" in told
         assert_picture(folder / f"{name}.png")
 
@@ -225,28 +218,6 @@ def test_eval_of_some_protocols_with_mirror_images(call, finished):
     assert len([line for line in told.splitlines() if line.startswith("cargo ")]) == 1
     told = call("eval", "--checkpoint", checkpoint, "--protocols", "all", "data.eval_batch_size=3")
     assert "cargo ALL" in told and "embedding: 3/16" in told
-
-
-def test_visualize_writes_pictures_elsewhere_and_leaves_the_run_alone(call, finished, tmp_path):
-    before = sorted(path.name for path in finished.iterdir())
-    told = call("visualize", "--run", finished, "--out", tmp_path / "pictures")
-    names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert names == {"training_curves.png", "rank_lists.png", "ltps_grids.png"}
-    for name in names:
-        assert_picture(tmp_path / "pictures" / name)
-        assert name in told
-    assert "no contact sheet" in told
-    assert sorted(path.name for path in finished.iterdir()) == before
-
-
-def test_visualize_draws_no_grids_for_a_network_without_ltps(call, settings, people, tmp_path):
-    folder = tmp_path / "run"
-    more = ("model.ltps.layers=[]", "model.dam.enabled=false", "training.iterations=2")
-    call(*train(settings, people, folder, *more))
-    told = call("visualize", "--run", folder)
-    assert "the network has no LTPS" in told
-    assert not (folder / "ltps_grids.png").exists()
-    assert_picture(folder / "training_curves.png")
 
 
 def test_the_reference_kernels_can_be_chosen(call, settings, people, tmp_path):
@@ -394,18 +365,6 @@ def test_a_loss_that_is_not_finite_is_told(refuse, settings, people, tmp_path):
     more = ("optimizer.lr=1e30", "training.clip_norm=0", "schedule.warmup=0")
     told = refuse(*train(settings, people, tmp_path / "run", *more))
     assert "not finite in iteration" in told and "optimizer.lr" in told
-
-
-def test_visualize_of_no_run_is_told(refuse, tmp_path):
-    assert "is not the folder of a run" in refuse("visualize", "--run", tmp_path)
-
-
-def test_metrics_that_are_not_json_are_told(refuse, finished, tmp_path):
-    folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    text = (folder / "metrics.json").read_text(encoding="utf-8")
-    (folder / "metrics.json").write_text(f"rubbish\n{text}", encoding="utf-8")
-    told = refuse("visualize", "--run", folder)
-    assert "metrics.json" in told and "line 1" in told
 
 
 def test_an_unknown_protocol_is_told_with_the_known_ones(refuse, finished):
