@@ -92,15 +92,21 @@ bench: install ## measure the operators and the model against their alternatives
 	$(BIN)/python -m benchmarks
 
 .PHONY: lint
-lint: $(VENV)/.linters ## ruff, mypy and clang-format
+lint: $(VENV)/.extra-dev ## ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
-$(VENV)/.linters: $(VENV)/.installed
-	$(BIN)/python -c "from importlib.metadata import requires; print(*[r.split(';')[0] for r in requires('gsalign') if 'dev' in r.split(';')[-1]], sep='\n')" > $(VENV)/dev.txt
-	$(BIN)/python -m pip install --quiet -r $(VENV)/dev.txt
+.PHONY: docs
+docs: $(VENV)/.extra-docs ## build the documentation site under build/docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
+	@echo "The site: build/docs/index.html"
+
+# What an extra of the package asks for, without building the package again.
+$(VENV)/.extra-%: $(VENV)/.installed
+	$(BIN)/python -c "from importlib.metadata import requires; print(*[r.split(';')[0] for r in requires('gsalign') if '$*' in r.split(';')[-1]], sep='\n')" > $(VENV)/$*.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/$*.txt
 	touch $@
 
 .PHONY: clean

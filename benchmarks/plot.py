@@ -1,4 +1,4 @@
-"""``python -m benchmarks.plot RESULTS.csv --out FOLDER``: one bar chart per family from a CSV."""
+"""``python -m benchmarks.plot RESULTS.csv --out FOLDER``: charts per family and at a glance."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.case import REFERENCE
+from benchmarks.glance import draw_glance
 from benchmarks.rows import read_csv, slug
 from gsalign.files import atomic_write
 
@@ -141,11 +142,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     drawn = 0
+    name = slug(options.results.stem)
     for family in FAMILIES:
-        target = options.out / f"{slug(options.results.stem)}-{family}.png"
+        target = options.out / f"{name}-{family}.png"
         if draw(rows, family, target):
             print(target)
             drawn += 1
+    target = options.out / f"{name}-glance.png"
+    if draw_glance(rows, target):
+        print(target)
     if not drawn:
         print(f"{options.results}: no measurement in it", file=sys.stderr)
     return 0 if drawn else 1

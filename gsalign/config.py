@@ -75,7 +75,7 @@ class Config(BaseModel):
 
     @property
     def run_folder(self) -> Path:
-        """Where the run writes: ``output``, or ``logs/<data set>/<name>``."""
+        """Where the run writes; ``output``, or ``logs/<data set>/<name>``."""
         if self.output is not None:
             return self.output
         return Path("logs") / self.data.name / self.name

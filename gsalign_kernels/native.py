@@ -15,7 +15,7 @@ def build_report() -> dict[str, object]:
     """What the build of this installation compiled, for which targets, and what not and why.
 
     Returns:
-        The report written by ``setup.py``: per module (``cpu``, ``cuda``, ``bindings``) whether it
+        The report written by ``setup.py``, per module (``cpu``, ``cuda``, ``bindings``) whether it
         was ``built``, a ``reason`` when not, compiler and targets. Empty in a source tree that was
         never built.
     """

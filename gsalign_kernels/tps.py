@@ -63,7 +63,7 @@ def tps_solve(
             in force.
 
     Returns:
-        ``[B, K+3, V]``: K weights, then ``a_0, a_x, a_y``.
+        ``[B, K+3, V]``, K weights, then ``a_0, a_x, a_y``.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
@@ -242,7 +242,7 @@ def tps_basis(
     no gradient flows to ``control_points``.
 
     Made once for equal control points and arguments, then copied (see
-    :mod:`gsalign_kernels.basis_cache`). Control points on a GPU are read again, which
+    ``gsalign_kernels.basis_cache``). Control points on a GPU are read again, which
     waits for the device, only when they are another tensor or were written to; writes through
     ``.data`` or from outside PyTorch are not seen, so clear the cache after one.
 

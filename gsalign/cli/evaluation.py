@@ -55,7 +55,12 @@ def add_parser(subparsers: Any) -> None:
         help="also embed the mirror image; `published` repeats a fault of the published code",
     )
     search = parser.add_argument_group("search")
-    search.add_argument("--metric", choices=("cosine", "euclidean"), default="cosine")
+    search.add_argument(
+        "--metric",
+        choices=("cosine", "euclidean"),
+        default="cosine",
+        help="of the embeddings (default: cosine)",
+    )
     search.add_argument(
         "--query-expansion", action="store_true", help="average every embedding with its nearest"
     )

@@ -22,7 +22,12 @@ def add_parser(subparsers: Any) -> None:
     )
     build.add_argument("sources", nargs="+", metavar="EMBEDDINGS", help="folders of embeddings")
     build.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-    build.add_argument("--kind", choices=("exact", "hnsw", "ivfpq"), default="exact")
+    build.add_argument(
+        "--kind",
+        choices=("exact", "hnsw", "ivfpq"),
+        default="exact",
+        help="how it finds (default: exact)",
+    )
     build.add_argument(
         "--shard-size", type=int, metavar="N", help="images in a shard (default: 1,000,000)"
     )
@@ -39,8 +44,13 @@ def add_parser(subparsers: Any) -> None:
     build.add_argument("--force", action="store_true", help="even if the memory will not do")
     build.set_defaults(run=run_build)
 
-    add = inner.add_parser("add", help="add embeddings to an index")
-    add.add_argument("index", metavar="INDEX")
+    add = inner.add_parser(
+        "add",
+        help="add embeddings to an index",
+        description="Adds folders of embeddings (gsalign extract) of the network that made the "
+        "index. Images that are in it already are an error without --replace.",
+    )
+    add.add_argument("index", metavar="INDEX", help="folder of the index")
     add.add_argument("sources", nargs="+", metavar="EMBEDDINGS", help="folders of embeddings")
     add.add_argument("--replace", action="store_true", help="of images that are in it already too")
     add.set_defaults(run=run_add)
@@ -50,14 +60,28 @@ def add_parser(subparsers: Any) -> None:
         help="remove images from an index",
         description="Removes images; their vectors and labels leave the disk.",
     )
-    remove.add_argument("index", metavar="INDEX")
-    remove.add_argument("--path", nargs="+", default=[], metavar="FILE")
-    remove.add_argument("--identity", nargs="+", default=[], metavar="NAME")
-    remove.add_argument("--id", nargs="+", type=int, default=[], metavar="N", dest="ids")
+    remove.add_argument("index", metavar="INDEX", help="folder of the index")
+    remove.add_argument(
+        "--path",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="these images; relative paths start here",
+    )
+    remove.add_argument(
+        "--identity", nargs="+", default=[], metavar="NAME", help="all images of these identities"
+    )
+    remove.add_argument(
+        "--id", nargs="+", type=int, default=[], metavar="N", dest="ids", help="images by their ids"
+    )
     remove.set_defaults(run=run_remove)
 
-    info = inner.add_parser("info", help="what an index holds")
-    info.add_argument("index", metavar="INDEX")
+    info = inner.add_parser(
+        "info",
+        help="what an index holds",
+        description="Prints kind, size, labels and network of an index; checks it where asked to.",
+    )
+    info.add_argument("index", metavar="INDEX", help="folder of the index")
     info.add_argument("--verify", action="store_true", help="compare every file with its hash")
     info.add_argument(
         "--recall", type=int, metavar="N",
@@ -71,7 +95,7 @@ def add_parser(subparsers: Any) -> None:
         help="parquet files that Milvus imports",
         description="Writes vectors and labels as parquet files for the bulk import of Milvus.",
     )
-    export.add_argument("index", metavar="INDEX")
+    export.add_argument("index", metavar="INDEX", help="folder of the index")
     export.add_argument("--out", required=True, metavar="DIR", help="folder to make")
     export.add_argument(
         "--rows", type=int, default=100_000, metavar="N", help="in a file (default: 100,000)"

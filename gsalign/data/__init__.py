@@ -10,6 +10,7 @@ from gsalign.data.config import AugmentationConfig, DataConfig
 from gsalign.data.decoding import read_image, resize
 from gsalign.data.folder import load_folder, read_images
 from gsalign.data.images import ImageCheck, ImageStore, check_images, oddity
+from gsalign.data.layout import Layout
 from gsalign.data.loading import (
     Batch,
     BatchLoader,
@@ -29,7 +30,7 @@ from gsalign.data.records import (
     Split,
     contiguous_labels,
 )
-from gsalign.data.registry import DATASETS, get_dataset_entry, guess_dataset
+from gsalign.data.registry import DATASETS, DatasetEntry, get_dataset_entry, guess_dataset
 from gsalign.data.samplers import (
     Draw,
     IdentityBatchSampler,
@@ -58,12 +59,14 @@ __all__ = [
     "BatchLoader",
     "CountCheck",
     "DataConfig",
+    "DatasetEntry",
     "Draw",
     "IdentityBatchSampler",
     "ImageCheck",
     "ImageRecord",
     "ImageStore",
     "IterationBatchSampler",
+    "Layout",
     "ReIDDataset",
     "SequentialBatchSampler",
     "Split",

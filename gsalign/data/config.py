@@ -155,12 +155,12 @@ class DataConfig(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """The data set's folder: ``root``, or where that lies if it is a table."""
+        """The data set's folder; ``root``, or where that lies if it is a table."""
         return self.root.parent if self.name == "table" else self.root
 
     @property
     def packed_folder(self) -> Path:
-        """Where packed files are: ``cache_folder``, or ``packed`` in the data set's folder."""
+        """Where packed files are; ``cache_folder``, or ``packed`` in the data set's folder."""
         return self.folder / "packed" if self.cache_folder is None else self.cache_folder
 
     @field_validator("image_size")

@@ -47,8 +47,8 @@ def read_images(source: str | os.PathLike[str], *, name: str = "images") -> Spli
 
     A folder is searched with all folders in it. The name of the first folder below ``source`` is
     the identity of the images in it; images that lie in ``source`` itself are of nobody known
-    (identity -1). Camera and view are taken from the file name, see :func:`camera_and_view`.
-    A table is read as :func:`gsalign.data.table.read_table` says; all its rows, whatever their
+    (identity -1). Camera and view are taken from the file name, see ``camera_and_view``.
+    A table is read as :func:`gsalign.data.read_table` says; all its rows, whatever their
     split. No image is opened.
 
     Args:
@@ -56,7 +56,7 @@ def read_images(source: str | os.PathLike[str], *, name: str = "images") -> Spli
         name: of the split that is returned.
 
     Returns:
-        The records: of a folder in the order of their paths, of a table in the order of its rows.
+        The records, those of a folder in the order of their paths, those of a table as its rows.
 
     Raises:
         DataError: there is no such folder or table, it holds no image, or a row is wrong.
@@ -82,7 +82,7 @@ def load_folder(
     """Read ``<root>/{train,query,gallery}/<identity>/*.jpg``.
 
     Identities may have any names; the same name is the same person in every split. For cameras
-    and views see :func:`camera_and_view`. With aerial and ground images in the test the protocols
+    and views see ``camera_and_view``. With aerial and ground images in the test the protocols
     are those by view, else only ``all``.
 
     Args:

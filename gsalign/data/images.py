@@ -129,7 +129,7 @@ class ImageStore:
     does so for all. It is not in ``/dev/shm``, whose size containers like to limit. A process that
     is spawned instead of forked gets a private cache.
 
-    With ``cache="packed"`` they are read from a file, see :mod:`gsalign.data.packed`.
+    With ``cache="packed"`` they are read from a file, see ``gsalign.data.packed``.
 
     Args:
         paths: the files.

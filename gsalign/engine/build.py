@@ -25,7 +25,7 @@ def build_trainer(
     hooks: Sequence[Hook] = (),
     display: Display | None = None,
 ) -> Trainer:
-    """What ``gsalign train`` trains with; arguments and errors as those of :class:`Trainer`.
+    """What ``gsalign train`` trains with; arguments and errors as those of ``Trainer``.
 
     Args:
         config: all settings.

@@ -99,7 +99,7 @@ class GraphedStep:
             and what belongs to them, ``[B, ...]``, all on one device; leaves its gradients behind.
             Its learning rates are tensors (:func:`rates_on_device`).
         forget: drops the gradients, so that the capture makes them in its own memory.
-        recorder: captures; None: :func:`record`.
+        recorder: captures; None: ``record``.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class GraphedEmbedding:
     Args:
         network: in evaluation mode, on a GPU.
         dtype: of autocast; None for none.
-        recorder: captures; None: :func:`record`.
+        recorder: captures; None: ``record``.
 
     Raises:
         ConfigError: the network is not on a GPU.

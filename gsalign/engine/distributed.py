@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from gsalign.errors import ConfigError
 
 
+def on_cpu(device: Literal["auto", "cpu", "cuda"]) -> bool:
+    """Whether that choice of a device means the CPU here."""
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
+
 def build_accelerator(
     *,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -33,7 +38,7 @@ def build_accelerator(
     Raises:
         ConfigError: there is no GPU where one is asked for, or it cannot compute in ``precision``.
     """
-    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    cpu = on_cpu(device)
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "device is cuda, but PyTorch sees no GPU: install a CUDA build of PyTorch and a "

@@ -25,7 +25,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """What was measured: one JSON object per line, see ``gsalign.engine.metrics``."""
+        """What was measured, one JSON object per line, see ``gsalign.engine.metrics``."""
         return self.root / "metrics.json"
 
     @property

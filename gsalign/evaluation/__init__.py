@@ -19,11 +19,16 @@ from gsalign.evaluation.protocols import (
     get_protocol,
     protocol_title,
 )
-from gsalign.evaluation.ranking import rank, ranking_report
-from gsalign.evaluation.report import result_rows, results_dict, results_table
+from gsalign.evaluation.ranking import Ranking, rank, ranking_report
+from gsalign.evaluation.report import Summarised, result_rows, results_dict, results_table
 from gsalign.evaluation.reranking import Reranking, rerank, rerank_blocks
 from gsalign.evaluation.retrieval import evaluate_features, feature_distances
-from gsalign.evaluation.roll_agreement import RollAgreement, circular_correlation, roll_agreement
+from gsalign.evaluation.roll_agreement import (
+    RollAgreement,
+    RollMatch,
+    circular_correlation,
+    roll_agreement,
+)
 from gsalign.evaluation.verification import (
     ErrorRates,
     OpenSetThreshold,
@@ -47,9 +52,12 @@ __all__ = [
     "PartCounts",
     "PartMatch",
     "Protocol",
+    "Ranking",
     "Reranking",
     "RollAgreement",
+    "RollMatch",
     "Search",
+    "Summarised",
     "Verification",
     "calibrate_threshold",
     "chance_level",

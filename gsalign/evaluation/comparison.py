@@ -67,7 +67,7 @@ class Comparison:
 
     @property
     def cameras(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """What counts as the cameras of queries and gallery: their views, in some protocols."""
+        """What counts as the cameras of queries and gallery; in some protocols their views."""
         if self.protocol.camera_is_view:
             return self.query.views, self.gallery.views
         return self.query.cameras, self.gallery.cameras

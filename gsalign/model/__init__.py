@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from gsalign.model.checkpoint import load_model, load_weights, read_weights_config, save_weights
-from gsalign.model.config import DamConfig, HeadsConfig, LossConfig, LtpsConfig, ModelConfig
+from gsalign.model.config import (
+    DamConfig,
+    HeadsConfig,
+    LossConfig,
+    LtpsConfig,
+    ModelConfig,
+    OrientationConfig,
+)
 from gsalign.model.creation import create_model
 from gsalign.model.network import FeatureOutput, GSAlign
 from gsalign.model.parts import PartEmbeddings, PartOutput
@@ -20,6 +27,7 @@ __all__ = [
     "LossConfig",
     "LtpsConfig",
     "ModelConfig",
+    "OrientationConfig",
     "PartEmbeddings",
     "PartOutput",
     "PretrainedReport",

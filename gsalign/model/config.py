@@ -66,7 +66,7 @@ class HeadsConfig(_Section):
 class OrientationConfig(_Section):
     """Turning every image upright before the patch embedding; an extension, off by default.
 
-    See :mod:`gsalign.model.orientation` and docs/alignment.md.
+    See ``gsalign.model.orientation`` and docs/alignment.md.
 
     Attributes:
         enabled: whether images are turned, and the predictor of their roll trained.
@@ -199,7 +199,7 @@ class ModelConfig(_Section):
 
     @property
     def embedding_size(self) -> int:
-        """Length of what the network's ``embed`` gives: the image's embedding, then the parts'."""
+        """Length of what the network's ``embed`` gives, the image's embedding, then the parts'."""
         return self.width * (1 + self.parts)
 
     @property

@@ -191,5 +191,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if not half or query.device.type != "cpu" or torch.is_grad_enabled() or not plain_program():
         return functional.scaled_dot_product_attention(query, key, value)
     with without_autocast(query):
-        weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        return weights.softmax(dim=-1) @ value
+        return attention_weights(query, key) @ value
+
+
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """Of queries over keys, ``[B, h, N, c], [B, h, M, c] -> [B, h, N, M]``; rows sum to 1."""
+    weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    return weights.softmax(dim=-1)

@@ -33,6 +33,13 @@ def control_grid(count: int) -> Tensor:
     return torch.tensor(points, dtype=torch.float64, device="cpu")
 
 
+def rotated(points: Tensor, angle: Tensor) -> Tensor:
+    """Points (x, y) turned about 0 by every angle: ``[N, 2], [B] -> [B, N, 2]``."""
+    cosine, sine = angle.cos(), angle.sin()
+    rotation = torch.stack([cosine, -sine, sine, cosine], dim=-1).unflatten(-1, (2, 2))
+    return points @ rotation.transpose(1, 2)
+
+
 class AnglePredictor(nn.Module):
     """One rotation angle per image from its patch map (paper, section LTPS).
 
@@ -113,10 +120,12 @@ class LTPS(nn.Module):
 
     def _constant_basis(self) -> Tensor:
         """``M [H*W, K]`` for where and in what the module now computes."""
-        exact = gsalign_kernels.tps_basis(control_grid(self.control_points), self.size)
-        points = self.source_points
-        dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
-        return exact.to(device=points.device, dtype=dtype)
+        # Whatever kernels are asked for: they are for the tokens' device, and this is on the CPU.
+        points = control_grid(self.control_points)
+        exact = gsalign_kernels.tps_basis(points, self.size, implementation="auto")
+        learned = self.source_points
+        dtype = torch.float64 if learned.dtype == torch.float64 else torch.float32
+        return exact.to(device=learned.device, dtype=dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LTPS:
         # Made anew rather than converted: .double() then has a basis exact in float64, .bfloat16()
@@ -138,11 +147,8 @@ class LTPS(nn.Module):
         Returns:
             ``[B, H, W, 2]`` positions (x, y) in [-1, 1], ``align_corners=True``.
         """
-        angle = angle.to(self.basis.dtype)
-        cosine, sine = angle.cos(), angle.sin()
-        rotation = torch.stack([cosine, -sine, sine, cosine], dim=-1).unflatten(-1, (2, 2))
         plain = self.basis @ self.source_points.to(self.basis.dtype)
-        return (plain @ rotation.transpose(1, 2)).unflatten(1, self.size)
+        return rotated(plain, angle.to(self.basis.dtype)).unflatten(1, self.size)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Warp the patch tokens.
@@ -154,7 +160,19 @@ class LTPS(nn.Module):
             Tokens of the same shape, class and view unchanged, and the angles ``[B]`` in radians.
         """
         angle = self.angle(tokens)
-        warped = gsalign_kernels.warp_tokens(
+        return self.warp(tokens, angle), angle
+
+    def warp(self, tokens: Tensor, angle: Tensor) -> Tensor:
+        """Warp the patch tokens at given angles.
+
+        Args:
+            tokens: ``[B, 2 + H*W, C]``, any C.
+            angle: ``[B]``, radians.
+
+        Returns:
+            Tokens of the same shape, class and view unchanged.
+        """
+        return gsalign_kernels.warp_tokens(
             tokens,
             self.source_points.to(self.basis.dtype),
             angle.to(self.basis.dtype),
@@ -163,7 +181,6 @@ class LTPS(nn.Module):
             eta=self.eta,
             prefix=PREFIX,
         )
-        return warped, angle
 
     def extra_repr(self) -> str:
         """The sizes, for printing the module."""

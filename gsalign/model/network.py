@@ -209,7 +209,7 @@ class GSAlign(nn.Module):
                 ``losses.part_labels`` is more than 0.
 
         Returns:
-            Of this process's images, or of all with :attr:`global_losses`; on every process.
+            Of this process's images, or of all with ``global_losses``; on every process.
             Scalars ``identity``, ``triplet``, ``view``, ``orthogonality``, ``mask`` and
             ``deformation``, float32 (float64 for a float64 network). Without DAM ``mask`` is 0,
             without LTPS ``deformation`` is 0. With parts also ``part_identity`` and

@@ -80,7 +80,7 @@ def load_pretrained(
 ) -> PretrainedReport:
     """Start the backbone from the weights of a plain ViT; all or nothing.
 
-    The position embedding is resized (:func:`resize_position`), the view token set to 0; LTPS, DAM
+    The position embedding is resized (``resize_position``), the view token set to 0; LTPS, DAM
     and heads keep their initial values.
 
     Args:

@@ -184,8 +184,9 @@ def _check_derived(state: Mapping[str, Tensor], config: ModelConfig) -> None:
     points = control_grid(config.ltps.control_points)
     count = len(points)
     values = torch.eye(count, dtype=torch.float64).unsqueeze(0)
-    inverse = gsalign_kernels.tps_solve(points.unsqueeze(0), values)[0]
-    basis = gsalign_kernels.tps_basis(points, config.grid).to("cpu", torch.float64)
+    inverse = gsalign_kernels.tps_solve(points.unsqueeze(0), values, implementation="auto")[0]
+    basis = gsalign_kernels.tps_basis(points, config.grid, implementation="auto")
+    basis = basis.to("cpu", torch.float64)
 
     def compare(key: str, ours: Tensor, theirs: Tensor) -> None:
         limit = _DERIVED_TOLERANCE * max(1.0, float(ours.abs().max()))

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gsalign.model.config import ModelConfig
 from gsalign.model.lean import linear_after_gelu, linear_after_norm, may_forget
-from gsalign.model.linear import attention, linear, linear_gelu
+from gsalign.model.linear import attention, attention_weights, linear, linear_gelu
 from gsalign.model.ltps import LTPS, PREFIX
 
 Recompute = Literal["nothing", "cheap", "layers"]
@@ -49,6 +49,21 @@ def attend_from(module: Any, tokens: Tensor, count: int) -> Tensor:
     (query,) = _heads(linear(tokens[:, :count], weight[:width], bias[:width]), 1, module.num_heads)
     key, value = _heads(linear(tokens, weight[width:], bias[width:]), 2, module.num_heads)
     return _projected(module, attention(query, key, value))
+
+
+def attended_from(module: Any, tokens: Tensor) -> Tensor:
+    """Where the self-attention of all tokens looks, which :func:`attend` never holds.
+
+    Args:
+        module: timm's attention module (``qkv``, ``num_heads``).
+        tokens: ``[B, N, C]``, normalised as the block normalises them.
+
+    Returns:
+        ``[B, heads, N, N]``: the weight of token j in what token i gets; rows sum to 1.
+    """
+    width = tokens.shape[2]
+    packed = linear(tokens, module.qkv.weight[: 2 * width], module.qkv.bias[: 2 * width])
+    return attention_weights(*_heads(packed, 2, module.num_heads))
 
 
 def _heads(packed: Tensor, count: int, heads: int) -> tuple[Tensor, ...]:

@@ -88,7 +88,8 @@ class Embedder:
 
         Raises:
             CheckpointError: the file is missing, damaged or not one of ours. For a checkpoint of
-                the published code give ``Embedder`` what :func:`gsalign.load_published` returns.
+                the published code give ``Embedder`` what
+                :func:`gsalign.model.load_published` returns.
         """
         return cls(
             load_model(checkpoint),
@@ -106,7 +107,7 @@ class Embedder:
 
     @property
     def slots(self) -> int:
-        """How many vectors an embedding is made of: 1, or 1 + parts."""
+        """How many vectors an embedding is made of, 1 or 1 + parts."""
         return 1 + self.network.config.parts
 
     @property

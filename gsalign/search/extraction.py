@@ -102,7 +102,7 @@ class Extraction:
 
     @cached_property
     def embeddings(self) -> NDArray[np.float32]:
-        """float32 ``[N, D]``, unit vectors, mapped into memory; see :func:`open_vectors`."""
+        """float32 ``[N, D]``, unit vectors, mapped into memory; see ``open_vectors``."""
         return open_vectors(self.root / EMBEDDINGS, (self.manifest.count, self.manifest.dimension))
 
     @cached_property

@@ -412,7 +412,7 @@ class SearchIndex:
             exact: rank all images, whatever the kind of the index.
             shortlist: candidates that an approximate index puts up for exact ranking, in each
                 shard; 0: ten times k, and 100 at least.
-            effort: how far it looks, see :func:`gsalign.search.approximate.candidates`; 0 chooses.
+            effort: how far it looks, see ``gsalign.search.approximate.candidates``; 0 chooses.
             made_by: fingerprint of the queries, to be compared with the index's.
 
         Returns:

@@ -30,7 +30,7 @@ def list_images(sources: Iterable[str | os.PathLike[str]], *, names: Names = "pl
             identity, camera and view, as ``Cam2_day_2519_320.jpg``.
 
     Returns:
-        The images with absolute paths. They are not opened: whether a file of a table or list is
+        The images with absolute paths. They are not opened; whether a file of a table or list is
         there, and an image, shows when it is read.
 
     Raises:

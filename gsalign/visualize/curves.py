@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gsalign.evaluation.protocols import KNOWN_PROTOCOLS, protocol_title
+from gsalign.visualize.panels import label_ends, or_nan, say
 from gsalign.visualize.style import INK, QUIET, SERIES, house_style, new_figure, save_figure
 
 Record = dict[str, Any]
@@ -74,41 +75,14 @@ def _losses(axes: Axes, train: Sequence[Record]) -> None:
     # Terms that have all but vanished would squeeze the others into one line.
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    _label_ends(axes, ends)
-
-
-def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Name lines at their right end, moved apart where they would touch."""
-    low, high = axes.get_ylim()
-    logarithmic = axes.get_yscale() == "log"
-
-    def height(value: float) -> float:
-        if logarithmic:
-            value = max(value, low)
-            return math.log(value / low) / math.log(high / low)
-        return (value - low) / (high - low)
-
-    places: list[float] = []
-    for value, name, colour in sorted(ends, key=lambda end: end[0]):
-        place = max(height(value), places[-1] + 0.058 if places else -1.0)
-        places.append(place)
-        axes.annotate(
-            name,
-            (1.0, place),
-            xytext=(6, 0),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            fontsize=8.5,
-        )
+    label_ends(axes, ends)
 
 
 def _retrieval(axes: Axes, tests: Sequence[Record]) -> None:
     axes.set_title("Retrieval on the test set: mAP (full lines), Rank-1 (dashed)")
     axes.set_ylabel("percent")
     if not tests:
-        _say(axes, "not evaluated yet")
+        say(axes, "not evaluated yet")
         return
     names = [name for name in KNOWN_PROTOCOLS if name in tests[-1]["protocols"]]
     if len(tests) == 1:
@@ -118,8 +92,8 @@ def _retrieval(axes: Axes, tests: Sequence[Record]) -> None:
     ends = []
     for name, colour in zip(names, SERIES, strict=False):
         figures = [record["protocols"][name] for record in tests]
-        values = [_number(figure["mAP"]) for figure in figures]
-        first = [_number(figure["Rank-1"]) for figure in figures]
+        values = [or_nan(figure["mAP"]) for figure in figures]
+        first = [or_nan(figure["Rank-1"]) for figure in figures]
         axes.plot(steps, first, color=colour, linewidth=1.0, linestyle=(0, (2, 2)), alpha=0.75)
         axes.plot(steps, values, color=colour, marker="o", markersize=3.5)
         if not math.isnan(values[-1]):
@@ -127,21 +101,14 @@ def _retrieval(axes: Axes, tests: Sequence[Record]) -> None:
     axes.set_ylim(0, None)
     if len(steps) <= 8:
         axes.set_xticks(steps)
-    _label_ends(axes, ends)
-
-
-def _say(axes: Axes, text: str) -> None:
-    """Write in the middle of a panel that has nothing to show."""
-    axes.set_axis_off()
-    # Of the panel, not of its data: without any, their range may be anywhere.
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=QUIET)
+    label_ends(axes, ends)
 
 
 def _bars(axes: Axes, protocols: dict[str, Record], names: Sequence[str]) -> None:
     places = np.arange(len(names))
     axes.set_title("Retrieval at the end of the run")
     for offset, figure, colour in ((-0.2, "Rank-1", SERIES[5]), (0.2, "mAP", SERIES[0])):
-        values = [_number(protocols[name][figure]) for name in names]
+        values = [or_nan(protocols[name][figure]) for name in names]
         bars = axes.bar(places + offset, values, 0.36, color=colour, label=figure)
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color=INK)
     counts = [
@@ -158,7 +125,7 @@ def _angles(axes: Axes, train: Sequence[Record]) -> None:
     axes.set_ylabel("degrees")
     layers = list(train[-1]["angles"])
     if not layers:
-        _say(axes, "this network has no LTPS")
+        say(axes, "this network has no LTPS")
         return
     steps = [record["iteration"] for record in train]
     colours = [_between(number / max(len(layers) - 1, 1)) for number in range(len(layers))]
@@ -174,7 +141,7 @@ def _angles(axes: Axes, train: Sequence[Record]) -> None:
     reach = max(abs(low), abs(high), 1.5)
     axes.set_ylim(-reach, reach)
     axes.axhline(0, color=QUIET, linewidth=0.8)
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
 
 
 def _between(share: float) -> str:
@@ -204,7 +171,3 @@ def _rate(axes: Axes, train: Sequence[Record]) -> None:
     )
     speed.set_ylabel("seconds (dashed: waiting for data)", color="#a8701a")
     speed.set_ylim(0, None)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

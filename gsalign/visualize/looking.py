@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from gsalign.data import ImageRecord, denormalize, normalize, read_image, resize
+from gsalign.data import VIEW_NAMES, ImageRecord, denormalize, normalize, read_image, resize
 from gsalign.model import FeatureOutput, GSAlign
+
+_LINE = 14
+"""Letters that fit above an image."""
+
+
+@contextmanager
+def evaluating(network: GSAlign) -> Iterator[None]:
+    """A block in which a network is in evaluation mode and nothing is differentiated."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(was_training)
 
 
 def look_at(network: GSAlign, records: Sequence[ImageRecord]) -> tuple[Tensor, FeatureOutput]:
@@ -27,12 +43,28 @@ def look_at(network: GSAlign, records: Sequence[ImageRecord]) -> tuple[Tensor, F
     """
     size = network.config.image_size
     images = torch.stack([normalize(resize(read_image(r.path), size)) for r in records])
-    device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
-    with torch.no_grad():
-        output = network.forward_features(images.to(device))
+    images = images.to(next(network.parameters()).device)
+    with evaluating(network):
+        output = network.forward_features(images)
         if network.uprighting is not None and output.direction is not None:
-            images = network.uprighting.turn(images, output.direction.cpu())
-    network.train(was_training)
-    return denormalize(images).permute(0, 2, 3, 1), output
+            images = network.uprighting.turn(images, output.direction)
+    return denormalize(images).permute(0, 2, 3, 1).cpu(), output
+
+
+def image_label(record: ImageRecord) -> str:
+    """What to write beside an image: view and identity, or its file where nobody knows these."""
+    if record.identity_name:
+        return f"{VIEW_NAMES[record.view]}\nid {record.identity_name}"
+    name = record.path.name
+    if len(name) <= _LINE:
+        return name
+    # Between words where there are some. Running numbers are at the end, so what is too long for
+    # two lines loses its middle.
+    cut = 1 + max(name.rfind(mark, 0, _LINE) for mark in "_- .") or _LINE
+    rest = name[cut:]
+    return f"{name[:cut]}\n{rest if len(rest) <= _LINE else '…' + rest[1 - _LINE :]}"
+
+
+def turned_note(network: GSAlign) -> str:
+    """What to say below images that the network has turned; empty where it turns none."""
+    return "" if network.uprighting is None else "images are shown as the network turned them"

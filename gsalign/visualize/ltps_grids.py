@@ -1,4 +1,4 @@
-"""LTPS grids: where each layer's warp reads the patch map, drawn over the images."""
+"""LTPS grids: where each layer's warp reads the patch map, and the images read like that."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from torch import Tensor
 
-from gsalign.data import VIEW_NAMES, ImageRecord
+from gsalign.data import ImageRecord
 from gsalign.model import GSAlign
-from gsalign.model.ltps import LTPS
-from gsalign.visualize.looking import look_at
+from gsalign.model.ltps import LTPS, rotated
+from gsalign.visualize.looking import image_label, look_at, turned_note
 from gsalign.visualize.style import INK, QUIET, house_style, new_figure, save_figure
+from gsalign.visualize.warped import warped_images
 
 _WARPED = "#ffb000"
 _PLAIN = "#ffffff"
+_MARGIN = 0.4
+"""Room around an image, for what is read beyond its border, in patches."""
 
 
 def ltps_grids(
@@ -29,10 +32,12 @@ def ltps_grids(
     *,
     title: str = "",
 ) -> None:
-    """Draw images in rows and, for each layer with an LTPS, the grid its warp samples.
+    """Draw images and, for each layer with an LTPS, the grid its warp samples and what it reads.
 
     A vertex of the yellow net is where the patch at the same place of the white net is read from;
-    dots are the spline's control points, turned by the angle that is written below.
+    dots are the spline's control points, turned by the angle that is written below. The panel next
+    to it, or below it, is the image read through that net, see
+    :func:`gsalign.visualize.warped.warped_images`.
 
     Args:
         network: whose grids; its device and mode are kept.
@@ -50,45 +55,52 @@ def ltps_grids(
         raise ValueError(f"{what}: there is no grid to draw")
     size, patch = network.config.image_size, network.config.patch_size
     pictures, output = look_at(network, records)
+    pixels = pictures.permute(0, 3, 1, 2).float()
     with torch.no_grad():
-        grids = [
-            module.sampling_grid(angle).cpu()
-            for (_, module), angle in zip(layers, output.angles, strict=True)
-        ]
+        grids, warped = [], []
+        for (_, module), angle in zip(layers, output.angles, strict=True):
+            grids.append(module.sampling_grid(angle).cpu())
+            read = warped_images(module, angle, pixels).round_().clamp_(0, 255).to(torch.uint8)
+            warped.append(read.permute(0, 2, 3, 1))
     angles = output.angles.cpu()
     points = [module.source_points.detach().cpu() for _, module in layers]
 
-    # Images in rows under many layers, in columns beside few: nearer to a square.
+    # Images in rows under many layers, in columns beside few: nearer to a square. What is read
+    # stands below its net in the first case, beside it in the second.
     in_rows = len(layers) > len(records)
     lines, columns = len(records), len(layers) + 1
-    if not in_rows:
-        lines, columns = columns, lines
-    cell = 1.35
-    tall = cell * (size[0] + 1.5 * patch) / (size[1] + 1.5 * patch)
+    deep, wide = (2 * lines, columns) if in_rows else (columns, 2 * lines)
+    cell = 1.05
+    tall = cell * (size[0] + 2 * _MARGIN * patch) / (size[1] + 2 * _MARGIN * patch)
     with house_style():
         figure = new_figure(
-            columns * (cell + 0.1) + 0.8, lines * (tall + 0.27) + 0.4 + 0.45 * bool(title)
+            wide * (cell + 0.13) + 0.8, deep * (tall + 0.17) + 0.5 + 0.45 * bool(title)
         )
-        panels = figure.subplots(lines, columns, squeeze=False)
-        panels = panels if in_rows else panels.T
+        panels = figure.subplots(deep, wide, squeeze=False)
+        # [image, what is read, layer], whichever way they lie.
+        panels = (panels if in_rows else panels.T).reshape(lines, 2, columns)
         for number, record in enumerate(records):
-            for axes in panels[number]:
+            for axes in panels[number].flat:
                 axes.set_axis_off()
-                axes.imshow(pictures[number], interpolation="lanczos", aspect="equal")
-                _limit(axes, size, patch)
-            for axes, grid, control, angle in zip(
-                panels[number, 1:], grids, points, angles[:, number].tolist(), strict=True
+            for axes in panels[number, 0]:
+                axes.imshow(pictures[number].numpy(), interpolation="lanczos")
+            for place, (grid, read, control) in enumerate(
+                zip(grids, warped, points, strict=True), 1
             ):
-                _net(axes, grid[number], control, angle, size, patch)
-            name = f"{VIEW_NAMES[record.view]}\nid {record.identity}"
-            _head(panels[number, 0], name, beside=in_rows)
-        for axes, (layer, _) in zip(panels[0, 1:], layers, strict=True):
+                net, beside = panels[number, :, place]
+                _net(net, grid[number], control, angles[place - 1, number], size, patch)
+                beside.imshow(read[number].numpy(), interpolation="lanczos")
+            for axes in panels[number].flat:
+                _limit(axes, size, patch)
+            _head(panels[number, 0, 0], image_label(record), beside=in_rows)
+        for axes, (layer, _) in zip(panels[0, 0, 1:], layers, strict=True):
             _head(axes, f"layer {layer}", beside=not in_rows)
-        figure.supxlabel(
-            "white: the patch map   yellow: where the warp reads it   dots: control points",
-            fontsize=8.5,
-            color=QUIET,
+        notes = (
+            "white: the patch map   yellow: where the warp reads it   dots: control points   "
+            f"{'below' if in_rows else 'beside'}: the image read like that",
+            turned_note(network),
         )
+        figure.supxlabel("\n".join(filter(None, notes)), fontsize=8.5, color=QUIET)
         if title:
             figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
         save_figure(figure, path)
@@ -101,13 +113,13 @@ def _head(axes: Axes, text: str, *, beside: bool) -> None:
     else:
         x, y, horizontal, vertical = 0.5, 1.01, "center", "bottom"
     label = axes.text(x, y, text, transform=axes.transAxes, linespacing=1.4)
-    label.set(ha=horizontal, va=vertical)
+    label.set(ha=horizontal, va=vertical, fontsize=8.5 if beside else 8)
 
 
 def _limit(axes: Axes, size: tuple[int, int], patch: int) -> None:
     """Leave room for points that are read beyond the border."""
     height, width = size
-    margin = 0.75 * patch
+    margin = _MARGIN * patch
     axes.set_xlim(-margin, width + margin)
     axes.set_ylim(height + margin, -margin)
 
@@ -120,27 +132,34 @@ def _to_pixels(points: Tensor, size: tuple[int, int], patch: int) -> Tensor:
 
 
 def _net(
-    axes: Axes, grid: Tensor, points: Tensor, angle: float, size: tuple[int, int], patch: int
+    axes: Axes, grid: Tensor, points: Tensor, angle: Tensor, size: tuple[int, int], patch: int
 ) -> None:
     rows, columns = grid.shape[:2]
     ys, xs = torch.meshgrid(
         torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij"
     )
     plain = torch.stack([xs, ys], dim=-1)
-    for net, colour, width, opacity in ((plain, _PLAIN, 0.7, 0.65), (grid, _WARPED, 1.1, 1.0)):
+    # Many patches would else cover the image.
+    thin = min(1.0, 8 / rows)
+    for net, colour, width, opacity in (
+        (plain, _PLAIN, 0.7 * thin, 0.65),
+        (grid, _WARPED, 1.1 * thin, 1.0),
+    ):
         vertices = _to_pixels(net, size, patch)
         lines = [*vertices.numpy(), *vertices.transpose(0, 1).numpy()]
         axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, alpha=opacity))
-    turn = torch.tensor(
-        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]],
-        dtype=points.dtype,
-    )
-    control = _to_pixels(points @ turn.T, size, patch)
+    control = _to_pixels(rotated(points, angle.to(points.dtype).view(1))[0], size, patch)
     axes.scatter(
         control[:, 0], control[:, 1], s=14, color=_WARPED, edgecolor=INK, linewidth=0.6,
         zorder=3,
     )  # fmt: skip
     axes.text(
-        0.5, -0.015, f"{math.degrees(angle):+.1f}°", transform=axes.transAxes, ha="center",
+        0.5, -0.015, f"{_in_degrees(float(angle))}°", transform=axes.transAxes, ha="center",
         va="top", fontsize=8,
     )  # fmt: skip
+
+
+def _in_degrees(angle: float) -> str:
+    """With a sign, unless it rounds to nothing."""
+    told = f"{math.degrees(angle):+.1f}"
+    return "0.0" if float(told) == 0 else told

@@ -13,13 +13,14 @@ from matplotlib.patches import Patch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsalign.data import VIEW_NAMES, ImageRecord
+from gsalign.data import ImageRecord
 from gsalign.data.synthetic import PART_GROUPS, part_groups
 from gsalign.model import GSAlign
-from gsalign.visualize.looking import look_at
+from gsalign.visualize.looking import image_label, look_at, turned_note
 from gsalign.visualize.style import FAINT, INK, SERIES, house_style, new_figure, save_figure
 
 OPACITY = 0.72
+_NOTE = "colours: the parts, uncoloured: background, bars: how visible each part is"
 
 
 def part_colour(part: int) -> str:
@@ -67,20 +68,18 @@ def part_masks(
         panels = figure.subplots(3, len(records), squeeze=False, height_ratios=[tall, tall, 0.55])
         for number, record in enumerate(records):
             for axes, picture in zip(
-                panels[:2, number], (pictures[number], covered[number]), strict=True
+                panels[:2, number], (pictures[number].numpy(), covered[number]), strict=True
             ):
                 axes.set_axis_off()
                 axes.imshow(picture, interpolation="lanczos", aspect="equal")
-            panels[0, number].set_title(
-                f"{VIEW_NAMES[record.view]}\nid {record.identity}", fontsize=8.5, pad=4
-            )
+            panels[0, number].set_title(image_label(record), fontsize=8.5, pad=4)
             _bars(panels[2, number], visibility[number], first=number == 0)
         figure.legend(
             handles=[
                 Patch(color=part_colour(part), label=name)
                 for part, name in enumerate(_names(network))
             ],
-            title="colours: the parts, uncoloured: background, bars: how visible each part is",
+            title="; ".join(filter(None, (_NOTE, turned_note(network)))),
             title_fontproperties={"size": 8.5, "weight": "normal"},
             loc="outside lower center",
             ncols=parts,

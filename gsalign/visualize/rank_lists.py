@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from gsalign.data import VIEW_NAMES, ImageRecord, read_image, resize
+from gsalign.visualize.looking import image_label
 from gsalign.visualize.style import (
     INK,
     QUIET,
@@ -22,6 +23,8 @@ from gsalign.visualize.style import (
     new_figure,
     save_figure,
 )
+
+_TICK, _CROSS = "✓", "✕"
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ def rank_lists(
 ) -> None:
     """Draw queries and their answers, one query per row.
 
-    A green frame is the right person in the other view, a blue one the right person in the view of
-    the query, a red one another person.
+    A green frame with a tick is the right person in the other view, a blue one with a tick the
+    right person in the view of the query, a red one with a cross another person.
 
     Args:
         lists: the rows; all with the same number of answers, or fewer.
@@ -111,9 +114,9 @@ def rank_lists(
         grid[0, 0].set_title("query", loc="center", fontsize=9, fontweight="bold", pad=4)
         figure.legend(
             handles=[
-                Patch(color=RIGHT, label="right person, other view"),
-                Patch(color=RIGHT_SAME_VIEW, label="right person, same view"),
-                Patch(color=WRONG, label="another person"),
+                Patch(color=RIGHT, label=f"{_TICK} right person, other view"),
+                Patch(color=RIGHT_SAME_VIEW, label=f"{_TICK} right person, same view"),
+                Patch(color=WRONG, label=f"{_CROSS} another person"),
             ],
             loc="outside lower center",
             ncols=3,
@@ -149,7 +152,7 @@ def _frame(axes: Axes, colour: str, image_size: tuple[int, int], thickness: floa
 def _draw_query(axes: Axes, row: RankList, image_size: tuple[int, int]) -> None:
     _show(axes, row.query, image_size)
     _frame(axes, INK, image_size, 1.6)
-    told = f"{VIEW_NAMES[row.query.view]}\nid {row.query.identity}\nAP {row.average_precision:.2f}"
+    told = f"{image_label(row.query)}\nAP {row.average_precision:.2f}"
     axes.text(
         -0.1, 0.5, told, transform=axes.transAxes, ha="right", va="center", fontsize=8.5,
         linespacing=1.5,
@@ -160,12 +163,18 @@ def _draw_answer(
     axes: Axes, query: ImageRecord, answer: ImageRecord, rank: int, image_size: tuple[int, int]
 ) -> None:
     _show(axes, answer, image_size)
-    if answer.identity != query.identity:
-        colour = WRONG
-    else:
+    right = answer.identity == query.identity
+    colour = WRONG
+    if right:
         colour = RIGHT_SAME_VIEW if answer.view == query.view else RIGHT
     _frame(axes, colour, image_size, 3.0)
+    # A mark besides the colour: red and green are one to one man in twelve.
     axes.text(
-        0.5, -0.03, f"{VIEW_NAMES[answer.view]} {answer.camera}", transform=axes.transAxes,
+        0.94, 0.97, _TICK if right else _CROSS, transform=axes.transAxes, ha="right", va="top",
+        color="white", fontsize=7.5, fontweight="bold",
+        bbox={"boxstyle": "square,pad=0.2", "facecolor": colour, "edgecolor": "none"},
+    )  # fmt: skip
+    axes.text(
+        0.5, -0.03, f"{VIEW_NAMES[answer.view]} {answer.camera_name}", transform=axes.transAxes,
         ha="center", va="top", fontsize=7, color=QUIET,
     )  # fmt: skip

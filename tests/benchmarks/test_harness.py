@@ -22,6 +22,7 @@ from benchmarks import (
     bench_ranking,
     bench_tps,
     bench_warp,
+    glance,
     plot,
     rows,
 )
@@ -284,6 +285,26 @@ def test_command_measures_writes_and_draws(tmp_path, capsys):
     picture = tmp_path / "figures" / "quick-prototype.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert [item.name for item in picture.parent.iterdir()] == [picture.name]
+
+
+def test_glance_compares_with_the_fastest_that_is_not_ours(tmp_path):
+    op, shape, dtype = glance.LINES[0]
+    times = {"reference": 8.0, "torch.compile": 6.0, "kornia": 9.0, "cpp": 3.0, "triton": 2.0}
+    shared = {"op": op, "shape": shape, "dtype": dtype, "pass": glance.BOTH_PASSES}
+    found = [shared | {"implementation": n, "p50_ms": str(ms)} for n, ms in times.items()]
+    found += [row | {"pass": "forward", "p50_ms": "0.1"} for row in found]
+    found += [shared | {"implementation": "cuda", "p50_ms": ""}]
+    (line,) = glance.read_lines(found)
+    assert line.ours == ("triton", 2.0) and line.other == ("torch.compile", 6.0)
+    assert line.eager == 8.0 and line.gain == 3.0
+    (line,) = glance.read_lines([r for r in found if r["implementation"] in ("reference", "cpp")])
+    assert line.other is None and line.gain == 8.0 / 3.0
+    without = [row for row in found if row["implementation"] != "reference"]
+    picture = tmp_path / "glance.png"
+    assert not glance.read_lines(without) and not glance.draw_glance(without, picture)
+    about = {"device": "a processor", "torch": "2"}
+    assert glance.draw_glance([row | about for row in found], picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

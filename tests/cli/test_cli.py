@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -11,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from cargo_folder import write_image
-from PIL import Image
+from picture_file import assert_picture
 
 from gsalign import __version__
 from gsalign.cli import info
-from gsalign.cli.main import main, parse
+from gsalign.cli.main import build_parser, main, parse
 from gsalign.config import load_config
 from gsalign.data.synthetic import part_groups
 from gsalign.engine.metrics import read_metrics
+from gsalign.engine.pictures.names import PICTURES
 from gsalign.evaluation import PROTOCOLS
 from gsalign.model import load_model
 from gsalign_kernels import kernel_report
@@ -38,14 +40,6 @@ def train(settings: Path, root: Path, folder: Path, *more: object) -> list[objec
     return ["train", "--config-file", settings, "--data-root", root, "--output", folder, *more]
 
 
-def assert_picture(path: Path, least: int = 100) -> None:
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) >= least
-        # More than one colour: something is drawn.
-        assert any(low < high for low, high in picture.convert("RGB").getextrema())
-
-
 def break_first(folder: Path) -> Path:
     """Cut the first image of a folder off in the middle."""
     path = sorted(folder.rglob("*.jpg"))[0]
@@ -53,7 +47,24 @@ def break_first(folder: Path) -> Path:
     return path
 
 
+def commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The commands below a parser that do something."""
+    inner = [
+        command
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for command in action.choices.values()
+    ]
+    return [deep for command in inner for deep in commands(command)] or [parser]
+
+
 # What works.
+
+
+@pytest.mark.parametrize("command", commands(build_parser()), ids=lambda command: command.prog)
+def test_help_explains_every_command_and_argument(command):
+    assert command.description
+    assert not [action.dest for action in command._actions if not action.help]
 
 
 def test_info_lists_operators_implementations_and_versions(call):
@@ -111,7 +122,7 @@ def test_a_generated_set_goes_all_the_way(call, settings, tmp_path):
     assert set(parts["parts"]) == set(part_groups(2)) and 0 <= parts["mean_iou"] <= 1
 
     told = call("visualize", "--run", folder)
-    for name in ("training_curves", "rank_lists", "ltps_grids", "part_masks", "contact_sheet"):
+    for name in PICTURES:
         assert f"wrote {folder / name}.png" in told
         assert_picture(folder / f"{name}.png")
 
@@ -208,28 +219,6 @@ def test_eval_of_some_protocols_with_mirror_images(call, finished):
     assert len([line for line in told.splitlines() if line.startswith("cargo ")]) == 1
     told = call("eval", "--checkpoint", checkpoint, "--protocols", "all", "data.eval_batch_size=3")
     assert "cargo ALL" in told and "embedding: 3/16" in told
-
-
-def test_visualize_writes_pictures_elsewhere_and_leaves_the_run_alone(call, finished, tmp_path):
-    before = sorted(path.name for path in finished.iterdir())
-    told = call("visualize", "--run", finished, "--out", tmp_path / "pictures")
-    names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert names == {"training_curves.png", "rank_lists.png", "ltps_grids.png"}
-    for name in names:
-        assert_picture(tmp_path / "pictures" / name)
-        assert name in told
-    assert "no contact sheet" in told
-    assert sorted(path.name for path in finished.iterdir()) == before
-
-
-def test_visualize_draws_no_grids_for_a_network_without_ltps(call, settings, people, tmp_path):
-    folder = tmp_path / "run"
-    more = ("model.ltps.layers=[]", "model.dam.enabled=false", "training.iterations=2")
-    call(*train(settings, people, folder, *more))
-    told = call("visualize", "--run", folder)
-    assert "the network has no LTPS" in told
-    assert not (folder / "ltps_grids.png").exists()
-    assert_picture(folder / "training_curves.png")
 
 
 def test_the_reference_kernels_can_be_chosen(call, settings, people, tmp_path):
@@ -377,18 +366,6 @@ def test_a_loss_that_is_not_finite_is_told(refuse, settings, people, tmp_path):
     more = ("optimizer.lr=1e30", "training.clip_norm=0", "schedule.warmup=0")
     told = refuse(*train(settings, people, tmp_path / "run", *more))
     assert "not finite in iteration" in told and "optimizer.lr" in told
-
-
-def test_visualize_of_no_run_is_told(refuse, tmp_path):
-    assert "is not the folder of a run" in refuse("visualize", "--run", tmp_path)
-
-
-def test_metrics_that_are_not_json_are_told(refuse, finished, tmp_path):
-    folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    text = (folder / "metrics.json").read_text(encoding="utf-8")
-    (folder / "metrics.json").write_text(f"rubbish\n{text}", encoding="utf-8")
-    told = refuse("visualize", "--run", folder)
-    assert "metrics.json" in told and "line 1" in told
 
 
 def test_an_unknown_protocol_is_told_with_the_known_ones(refuse, finished):

@@ -10,6 +10,7 @@ import torch
 
 from gsalign.model import LtpsConfig
 from gsalign.model.ltps import LTPS, PREFIX, AnglePredictor, control_grid
+from gsalign_kernels import backends
 
 SIZE = (4, 3)
 
@@ -97,6 +98,15 @@ def test_constants_follow_the_network_without_losing_digits():
     assert ltps.source_points.dtype == torch.bfloat16 and ltps.basis.dtype == torch.float32
     ltps.double()
     assert torch.equal(ltps.basis, exact)
+
+
+@pytest.mark.parametrize("choice", ["cuda", "triton"])
+def test_constants_are_made_whatever_kernels_are_asked_for(choice, monkeypatch):
+    plain = LTPS(8, (4, 3), LtpsConfig())
+    monkeypatch.setattr(backends, "_environment", choice)
+    asked = LTPS(8, (4, 3), LtpsConfig())
+    assert backends.choice_in_force() == choice
+    assert torch.equal(asked.basis, plain.basis)
 
 
 def test_constants_survive_a_start_on_meta():

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
-import warnings
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from drawn import colours, network, rgb, texts
 from matplotlib.figure import Figure
 from PIL import Image
 
+from gsalign.data import ImageRecord
 from gsalign.errors import DataError
 from gsalign.evaluation import PROTOCOLS
-from gsalign.model import GSAlign, ModelConfig
 from gsalign.visualize import (
     RankList,
     choose_queries,
@@ -26,28 +26,10 @@ from gsalign.visualize import (
     training_curves,
 )
 from gsalign.visualize import style as style_module
-from gsalign.visualize.looking import look_at
+from gsalign.visualize.looking import image_label, look_at
 from gsalign.visualize.ltps_grids import _to_pixels
 from gsalign.visualize.part_masks import OPACITY, _cover, part_colour
-from gsalign.visualize.style import RIGHT, RIGHT_SAME_VIEW, WRONG, house_style, new_figure
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    """A picture whose parts do not fit makes matplotlib warn; that is a fault."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        yield
-
-
-def colours(path) -> set[tuple[int, int, int]]:
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        return {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
-
-
-def rgb(text: str) -> tuple[int, int, int]:
-    return tuple(int(text[i : i + 2], 16) for i in (1, 3, 5))
+from gsalign.visualize.style import RIGHT, RIGHT_SAME_VIEW, WRONG, house_style
 
 
 def run_records(evaluations: int = 1, layers: int = 2) -> list[dict]:
@@ -83,25 +65,6 @@ def run_records(evaluations: int = 1, layers: int = 2) -> list[dict]:
             }
         )
     return records
-
-
-@pytest.fixture
-def panels(monkeypatch):
-    """The last figure that was made, to look at what was put on it."""
-    made: list[Figure] = []
-
-    def keep(*arguments):
-        made.append(new_figure(*arguments))
-        return made[-1]
-
-    for name in ("curves", "rank_lists", "ltps_grids", "part_masks"):
-        # The package has functions of these names, which hide the modules.
-        monkeypatch.setattr(sys.modules[f"gsalign.visualize.{name}"], "new_figure", keep)
-    return made
-
-
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
 
 
 def test_training_curves_draw_every_loss_that_counts(tmp_path, panels):
@@ -194,7 +157,30 @@ def test_frames_tell_right_from_wrong(tmp_path, dataset, panels):
     assert {rgb(colour) for colour in framed} <= colours(path)
     told = texts(panels[0])
     assert "aerial\nid 101\nAP 0.25" in told
-    assert {"lists", "query", "1", "2", "3", "right person, other view"} <= set(told)
+    assert {"lists", "query", "1", "2", "3", "✓ right person, other view"} <= set(told)
+    # Not by colour alone.
+    marks = [next(t for t in texts(axes) if t in "✓✕") for axes in panels[0].axes[2:]]
+    assert marks == ["✓", "✓", "✕"]
+
+
+def test_people_and_cameras_go_by_their_own_names(tmp_path, dataset, panels):
+    named = {"identity_text": "Ada", "camera_text": "gate"}
+    query, answer = (
+        type(record)(**{**vars(record), **named}) for record in dataset.query.records[:2]
+    )
+    rank_lists([RankList(query, (answer,), 1.0)], tmp_path / "lists.png", image_size=(32, 16))
+    told = " ".join(texts(panels[0]))
+    assert "id Ada" in told and " gate" in told and "id 1" not in told
+
+
+def test_images_of_nobody_known_go_by_their_files():
+    def label(name: str) -> str:
+        return image_label(ImageRecord(Path("somewhere") / name, identity=-1, camera=-1, view=0))
+
+    assert label("a.png") == "a.png"
+    assert label("gate_0000000017.jpg") == "gate_\n0000000017.jpg"
+    assert label("0123456789012345.jpg") == "01234567890123\n45.jpg"
+    assert label("gate_of_long_garden_000000017.jpg") == "gate_of_long_\n…000000017.jpg"
 
 
 def test_rows_may_differ_in_length(tmp_path, dataset):
@@ -222,15 +208,6 @@ def test_a_broken_image_is_told_and_leaves_no_picture(tmp_path, dataset):
     assert list(out.iterdir()) == []
 
 
-def network(**settings) -> GSAlign:
-    config = ModelConfig(
-        image_size=(32, 16), patch_size=8, width=24, depth=2, num_heads=2, num_identities=5,
-        **{"ltps": {"hidden": (8, 4)}, **settings},
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return GSAlign(config)
-
-
 def test_ltps_grids_draw_a_net_per_layer_and_image_and_keep_the_mode(tmp_path, dataset, panels):
     model = network().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -242,7 +219,9 @@ def test_ltps_grids_draw_a_net_per_layer_and_image_and_keep_the_mode(tmp_path, d
     assert len(colours(path)) > 50
     (figure,) = panels
     nets = [axes for axes in figure.axes if axes.collections]
-    assert len(figure.axes) == 9 and len(nets) == 6
+    read = [axes for axes in figure.axes if axes.images and not axes.collections]
+    # The image and two layers' nets, and what each of these reads.
+    assert len(nets) == 6 and len(read) == 3 + 6
     for axes in nets:
         plain, warped, dots = axes.collections
         # 4 rows and 2 columns of patches.

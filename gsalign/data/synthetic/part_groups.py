@@ -63,7 +63,7 @@ def group_labels(labels: Tensor, count: int) -> Tensor:
         count: number of groups.
 
     Returns:
-        uint8 of the same shape: 0 background and occluders, 1 .. ``count`` the groups in their
+        uint8 of the same shape, 0 background and occluders, 1 .. ``count`` the groups in their
         order.
 
     Raises:

@@ -39,7 +39,9 @@ class GenerationReport:
 
     Attributes:
         root: folder of the set.
-        train_images, query_images, gallery_images: numbers of images.
+        train_images: number of images for training.
+        query_images: number of queries.
+        gallery_images: number of images in the gallery.
         identities: people in the set, distractors included.
         seconds: wall-clock time of this call.
         reused: the set was there already and nothing was rendered.
