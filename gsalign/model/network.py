@@ -207,8 +207,9 @@ class GSAlign(nn.Module):
             identities: ``[B]`` integers in [0, ``num_identities``).
             views: ``[B]`` integers in [0, ``num_views``) or bool: 0 ground, 1 aerial.
             part_labels: uint8 ``[B, H, W]``, which part every pixel shows: 0 the background, 1 .. P
-                the parts, above unknown. None where nobody knows. Read where
-                ``losses.part_labels`` is more than 0.
+                the parts, above unknown, P being ``config.label_groups``. None where nobody knows.
+                Read where ``losses.part_labels`` is more than 0 and where the roll is learned from
+                parts.
 
         Returns:
             Of this process's images, or of all with :attr:`global_losses`; on every process.
@@ -219,7 +220,8 @@ class GSAlign(nn.Module):
             without label maps. Where images are turned upright also ``orientation``.
 
         Raises:
-            ValueError: images or labels have the wrong size.
+            ValueError: images or labels have the wrong size, or there are no label maps to learn
+                the roll from.
             TypeError: the images are not floating point.
         """
         self._check(images)

@@ -116,18 +116,13 @@ class UprightingByParts(Uprighting):
         label_groups: in how many groups label maps come, a key of :data:`GROUPS`.
     """
 
-    part_of: Tensor
-
     def __init__(
         self, image_size: tuple[int, int], config: OrientationConfig, label_groups: int
     ) -> None:
         super().__init__(image_size)
         self.reduction = look_reduction(image_size)
         self.finder = PartFinder(config.finder_width)
-        table = torch.full((UNKNOWN + 1,), UNKNOWN, dtype=torch.uint8)
-        groups = GROUPS[label_groups]
-        table[: len(groups)] = torch.tensor(groups, dtype=torch.uint8)
-        self.register_buffer("part_of", table, persistent=False)
+        self.groups = GROUPS[label_groups]
 
     def logits(self, images: Tensor) -> Tensor:
         """What every cell shows: ``[B, 3, H, W] -> [B, 4, h, w]``, float32 or float64."""
@@ -137,11 +132,14 @@ class UprightingByParts(Uprighting):
         # 0.1: noise of an image of one colour stays noise.
         return promote(self.finder((small / (spread + 0.1)).to(self.finder.out.weight.dtype)))
 
+    def shares(self, images: Tensor) -> Tensor:
+        """Of every cell how much is background, head, torso and legs, by both looks at it."""
+        looks = self.logits(images), self.logits(images.flip(2, 3)).flip(2, 3)
+        return torch.stack([look.softmax(dim=1) for look in looks]).mean(dim=0)
+
     def direction(self, images: Tensor) -> Tensor:
         """See :meth:`Uprighting.direction`; upright where no body is found."""
-        shares = self.logits(images).softmax(dim=1)
-        shares = shares + self.logits(images.flip(2, 3)).softmax(dim=1).flip(2, 3)
-        up, right = body_axis(shares, self.aspect).unbind(dim=1)
+        up, right = body_axis(self.shares(images), self.aspect).unbind(dim=1)
         # So little tells nothing of a body, but turns an image of which nothing else is known.
         return functional.normalize(torch.stack([up + 1e-4, right], dim=1))
 
@@ -159,10 +157,10 @@ class UprightingByParts(Uprighting):
                 "'parts' learns from them; without any take 'rays'"
             )
         start, step = self.reduction // 2, self.reduction
-        labels = self.part_of[part_labels[:, start::step, start::step].long()]
+        labels = _parts_of(part_labels[:, start::step, start::step], self.groups)
+        labels = _every_other_upside_down(labels)
         logits = self.logits(_every_other_upside_down(images.detach()))
         grid = (logits.shape[2], logits.shape[3])
-        labels = _every_other_upside_down(labels)
         return (losses.part_label_costs(logits.flatten(2), labels, grid),)
 
     def loss(self, looked: Sequence[Tensor], identities: Tensor, views: Tensor) -> Tensor:
@@ -182,6 +180,14 @@ def look_reduction(image_size: tuple[int, int]) -> int:
     ):
         reduction *= 2
     return reduction
+
+
+def _parts_of(labels: Tensor, groups: Sequence[int]) -> Tensor:
+    """Labels of groups as what the groups are; other labels are unknown."""
+    parts = torch.full_like(labels, UNKNOWN)
+    for group, part in enumerate(groups):
+        parts = parts.masked_fill(labels == group, part)
+    return parts
 
 
 def _every_other_upside_down(rows: Tensor) -> Tensor:
