@@ -377,7 +377,7 @@ class Trainer:
         """Into how many groups the parts of label maps are put; 0 where no loss reads them."""
         model, folder = self.config.model, self.config.data.folder
         if model.label_groups and not has_part_labels(folder):
-            if model.orientation.enabled and model.orientation.reads == "parts":
+            if model.orientation.learns_from_labels:
                 raise ConfigError(
                     f"model.orientation.reads is parts, but {folder} has no label maps to learn "
                     "them from: write some (docs/parts.md), or set model.orientation.reads=rays"

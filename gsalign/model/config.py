@@ -81,6 +81,9 @@ class OrientationConfig(_Section):
         width: channels of the predictor's circular convolutions.
         kernels: how many rays each of them reaches over; odd.
         finder_width: channels of the finest scale of what finds the parts; a multiple of 4.
+        pretrained: path of a file of ours (a run's ``model_final.safetensors``) whose predictor is
+            taken and kept as it is: nothing is learned about rolls, and no label maps are needed.
+            Read by :func:`gsalign.model.create_model`, not by the constructor.
     """
 
     enabled: bool = False
@@ -90,6 +93,12 @@ class OrientationConfig(_Section):
     width: Positive = 64
     kernels: tuple[Positive, ...] = (5, 9, 17)
     finder_width: Annotated[int, Field(gt=0, multiple_of=4)] = 16
+    pretrained: str | None = None
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether training needs label maps for it."""
+        return self.enabled and self.reads == "parts" and self.pretrained is None
 
     @model_validator(mode="after")
     def _reaches_both_ways(self) -> OrientationConfig:
@@ -198,14 +207,15 @@ class ModelConfig(_Section):
         return self
 
     def _check_orientation(self) -> None:
-        if not (self.orientation.enabled and self.orientation.reads == "parts"):
-            return
         height, width = self.image_size
-        if height % 2 or width % 2:
+        by_parts = self.orientation.enabled and self.orientation.reads == "parts"
+        if by_parts and (height % 2 or width % 2):
             raise ValueError(
                 f"image_size {height}x{width} must be of even numbers for orientation.reads parts: "
                 "a part has cells of two by two pixels at least"
             )
+        if not self.orientation.learns_from_labels:
+            return
         if self.label_groups not in LABEL_GROUPS:
             raise ValueError(
                 "orientation.reads parts must tell head, torso and legs apart, which label maps "
@@ -218,8 +228,7 @@ class ModelConfig(_Section):
         """Into how many groups the parts of label maps are put; 0 where no loss reads them."""
         if self.parts and self.losses.part_labels:
             return self.parts
-        turned_by_parts = self.orientation.enabled and self.orientation.reads == "parts"
-        return min(LABEL_GROUPS) if turned_by_parts else 0
+        return min(LABEL_GROUPS) if self.orientation.learns_from_labels else 0
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -85,6 +85,7 @@ class GSAlign(nn.Module):
         self.uprighting: Uprighting | None = None
         if config.orientation.enabled:
             self.uprighting = create_uprighting(config)
+            self.uprighting.requires_grad_(config.orientation.pretrained is None)
 
     def _check(self, images: Tensor) -> None:
         height, width = self.config.image_size
@@ -217,7 +218,7 @@ class GSAlign(nn.Module):
             ``deformation``, float32 (float64 for a float64 network). Without DAM ``mask`` is 0,
             without LTPS ``deformation`` is 0. With parts also ``part_identity`` and
             ``part_collapse``, and where its weight is more than 0 ``part_labels``, which is 0
-            without label maps. Where images are turned upright also ``orientation``.
+            without label maps. Where a predictor of the roll learns also ``orientation``.
 
         Raises:
             ValueError: images or labels have the wrong size, or there are no label maps to learn
@@ -249,7 +250,9 @@ class GSAlign(nn.Module):
         )
         part_logits = None if parts is None else parts.logits
         described = None if self.dam is None else self.dam.describe(patches, part_logits)
-        looked = None if self.uprighting is None else self.uprighting.look(images, part_labels)
+        looked: Sequence[Tensor] | None = None
+        if self.uprighting is not None and self.config.orientation.pretrained is None:
+            looked = self.uprighting.look(images, part_labels)
         label_costs = None
         if parts is not None and part_labels is not None and self.config.losses.part_labels:
             if self.uprighting is not None and direction is not None:

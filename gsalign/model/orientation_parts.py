@@ -113,7 +113,7 @@ class UprightingByParts(Uprighting):
     Args:
         image_size: (height, width) of the images, even numbers.
         config: of the finder.
-        label_groups: in how many groups label maps come, a key of :data:`GROUPS`.
+        label_groups: in how many groups label maps come, a key of :data:`GROUPS`; 0 where none do.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class UprightingByParts(Uprighting):
         super().__init__(image_size)
         self.reduction = look_reduction(image_size)
         self.finder = PartFinder(config.finder_width)
-        self.groups = GROUPS[label_groups]
+        self.groups = GROUPS.get(label_groups, ())
 
     def logits(self, images: Tensor) -> Tensor:
         """What every cell shows: ``[B, 3, H, W] -> [B, 4, h, w]``, float32 or float64."""

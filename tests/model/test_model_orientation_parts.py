@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gsalign.model import GSAlign, ModelConfig, load_model, save_weights
+from gsalign.errors import CheckpointError
+from gsalign.model import GSAlign, ModelConfig, create_model, load_model, save_weights
 from gsalign.model.config import OrientationConfig
 from gsalign.model.losses import part_labels as mean_cost
 from gsalign.model.orientation import directions, turn
@@ -19,6 +20,7 @@ from gsalign.model.orientation_parts import (
     body_axis,
     look_reduction,
 )
+from gsalign.search import fingerprint
 
 TINY_FINDER = OrientationConfig(enabled=True, reads="parts", finder_width=4)
 
@@ -245,3 +247,42 @@ def test_settings_that_cannot_be_are_refused(settings, told):
     orientation = {"enabled": True, "reads": "parts"}
     with pytest.raises(ValueError, match=told):
         ModelConfig.model_validate({"orientation": orientation, **settings})
+
+
+def test_a_predictor_of_another_run_is_taken_and_kept(config, make_batch, tmp_path):
+    torch.manual_seed(1)
+    teacher, path = GSAlign(config), tmp_path / "teacher.safetensors"
+    save_weights(teacher, path)
+    taken = config.orientation.model_copy(update={"pretrained": str(path)})
+    pupil_config = config.model_copy(update={"orientation": taken})
+    assert pupil_config.label_groups == 0
+    pupil, _ = create_model(pupil_config)
+    images, identities, views = make_batch(config)
+    torch.testing.assert_close(
+        pupil.uprighting.direction(images), teacher.uprighting.direction(images)
+    )
+    terms = pupil.losses(images, identities, views)
+    sum(terms.values()).backward()
+    assert "orientation" not in terms
+    assert all(p.grad is None for p in pupil.uprighting.parameters())
+    # Where it came from says nothing about what it computes.
+    same = GSAlign(config)
+    same.load_state_dict(pupil.state_dict())
+    assert fingerprint(pupil) == fingerprint(same)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"enabled": False}, "turns no images"),
+        ({"reads": "rays"}, "turns images in another way"),
+        ({"finder_width": 8}, "turns images in another way"),
+    ],
+)
+def test_a_predictor_of_another_kind_is_refused(config, tmp_path, change, told):
+    path = tmp_path / "teacher.safetensors"
+    orientation = config.orientation.model_copy(update=change)
+    save_weights(GSAlign(config.model_copy(update={"orientation": orientation})), path)
+    taken = config.orientation.model_copy(update={"pretrained": str(path)})
+    with pytest.raises(CheckpointError, match=f"teacher.safetensors: its network {told}"):
+        create_model(config.model_copy(update={"orientation": taken}))
