@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import gsalign_kernels
 from gsalign.model.config import LtpsConfig
 from gsalign.model.ltps_direction import angle_of
-from gsalign.model.ltps_pixels import warp_tokens_by_points
+from gsalign.model.ltps_pixels import unit_splines, warp_tokens_by_points
 from gsalign.model.precision import promote, without_autocast
 
 PREFIX = 2
@@ -132,6 +132,7 @@ class LTPS(nn.Module):
 
     basis: Tensor
     control: Tensor
+    splines: Tensor
 
     def __init__(self, width: int, size: tuple[int, int], config: LtpsConfig) -> None:
         super().__init__()
@@ -145,28 +146,24 @@ class LTPS(nn.Module):
         # Made empty first, so that a default device or type in force applies to it.
         self.source_points = nn.Parameter(torch.empty(points.shape).copy_(points))
         self.predictor = AnglePredictor(width, config.hidden, config.angle)
-        self.register_buffer("basis", self._constant_basis(), persistent=False)
-        if self.aspect_true:
-            self.register_buffer("control", self._constant_control(), persistent=False)
+        for name, constant in self._constants().items():
+            self.register_buffer(name, constant, persistent=False)
         self.register_load_state_dict_post_hook(_follow_loaded_weights)
 
-    def _constant_basis(self) -> Tensor:
-        """``M [H*W, K]`` for where and in what the module now computes."""
+    def _constants(self) -> dict[str, Tensor]:
+        """``M [H*W, K]`` and what a rigid turn needs, for where and in what the module computes."""
         # Whatever kernels are asked for: they are for the tokens' device, and this is on the CPU.
         points = control_grid(self.control_points)
-        exact = gsalign_kernels.tps_basis(points, self.size, implementation="auto")
+        exact = {"basis": gsalign_kernels.tps_basis(points, self.size, implementation="auto")}
+        if self.aspect_true:
+            exact |= {"control": points, "splines": unit_splines(points)}
         learned = self.source_points
         dtype = torch.float64 if learned.dtype == torch.float64 else torch.float32
-        return exact.to(device=learned.device, dtype=dtype)
-
-    def _constant_control(self) -> Tensor:
-        """The control points ``[K, 2]``, where and in what the basis is."""
-        return control_grid(self.control_points).to(self.basis)
+        return {name: each.to(device=learned.device, dtype=dtype) for name, each in exact.items()}
 
     def _make_constants(self) -> None:
-        self.basis = self._constant_basis()
-        if self.aspect_true:
-            self.control = self._constant_control()
+        for name, constant in self._constants().items():
+            setattr(self, name, constant)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LTPS:
         # Made anew rather than converted: .double() then has a basis exact in float64, .bfloat16()
@@ -218,7 +215,13 @@ class LTPS(nn.Module):
             with without_autocast(tokens):
                 values = rotated(points, angle, self.aspect)
             return warp_tokens_by_points(
-                tokens, self.control, values, size=self.size, eta=self.eta, prefix=PREFIX
+                tokens,
+                self.control,
+                self.splines,
+                values,
+                size=self.size,
+                eta=self.eta,
+                prefix=PREFIX,
             )
         return gsalign_kernels.warp_tokens(
             tokens,
