@@ -25,11 +25,11 @@ from gsalign.search import Embedder, fingerprint
 from gsalign_kernels import use_kernels
 
 
-def network(parts: int = 0) -> GSAlign:
+def network(parts: int = 0, **ltps: object) -> GSAlign:
     torch.manual_seed(0)
     config = {
         "image_size": (32, 16), "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2,
-        "num_identities": 4, "ltps": {"hidden": (8, 4)}, "parts": parts,
+        "num_identities": 4, "ltps": {"hidden": (8, 4), **ltps}, "parts": parts,
         "part_cells": 2, "orientation": {"enabled": parts > 0},
     }  # fmt: skip
     return GSAlign(ModelConfig.model_validate(config)).eval()
@@ -69,6 +69,13 @@ def test_onnx(tmp_path):
     images = module.example(7, seed=9)
     found = session.run(["embeddings"], {"images": images.numpy()})[0]
     np.testing.assert_allclose(found, module(images).numpy(), atol=1e-5)
+
+
+def test_onnx_has_the_switches_of_ltps(tmp_path):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    module = EmbeddingModule(network(angle="direction", aspect_true=True))
+    assert export_onnx(module, tmp_path / "model.onnx").largest < 1e-5
 
 
 @pytest.mark.parametrize("kernels", ["reference", "cpp"])
