@@ -102,6 +102,9 @@ class AngleMonitor:
             str(layer): cast(LTPS, model.backbone.ltps[str(layer)])
             for layer in model.config.ltps_layers
         }
+        self._full_circle = {IMAGE} | (
+            set(self._layers) if model.config.ltps.angle == "direction" else set()
+        )
         self._last: Tensor | None = None
         self._direction: Tensor | None = None
         self._told: dict[str, str] = {}
@@ -140,7 +143,9 @@ class AngleMonitor:
         # All in one copy, the only time that the host waits.
         figures = torch.stack(list(rows.values())).tolist()
         return {
-            layer: AngleStatistics(mean, std, absolute, moved, clamped, full_circle=layer == IMAGE)
+            layer: AngleStatistics(
+                mean, std, absolute, moved, clamped, full_circle=layer in self._full_circle
+            )
             for layer, (mean, std, absolute, moved, clamped) in zip(rows, figures, strict=True)
         }
 

@@ -40,6 +40,14 @@ class OptimizerConfig(_Section):
         description="of class and view token, position embedding and spline points; "
         "null: `weight_decay`",
     )
+    ltps_lr_factor: NonNegative = Field(
+        default=1.0, description="factor on the learning rate of every LTPS, see ltps_switches.md"
+    )
+    ltps_warmup: NonNegative = Field(
+        default=0.0,
+        description="iterations over which that factor rises in a line from 0; below 1 a share of "
+        "the whole run",
+    )
 
 
 class ScheduleConfig(_Section):

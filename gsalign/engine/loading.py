@@ -50,7 +50,7 @@ def _compare(checkpoint: Path, found: ModelConfig, wanted: ModelConfig) -> None:
     elif found.ltps_layers:
         differing += [
             f"ltps.{name} {getattr(found.ltps, name)} instead of {getattr(wanted.ltps, name)}"
-            for name in ("control_points", "eta", "hidden")
+            for name in ("control_points", "eta", "hidden", "angle", "aspect_true")
             if getattr(found.ltps, name) != getattr(wanted.ltps, name)
         ]
     if differing:

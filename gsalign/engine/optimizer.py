@@ -15,6 +15,7 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase)
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices on which PyTorch updates all parameters of a group in one kernel."""
 
+_LTPS = "backbone.ltps."
 _TOKENS = ("class_token", "view_token", "position", "source_points")
 
 
@@ -42,30 +43,42 @@ def parameter_kinds(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]
             yield f"{path}.{name}" if path else name, parameter, kind
 
 
+def has_ltps_rate(config: OptimizerConfig) -> bool:
+    """Whether LTPS learns at a rate of its own."""
+    return config.ltps_lr_factor != 1.0 or config.ltps_warmup > 0.0
+
+
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
     """Parameters grouped by weight decay, so that as few kernels as possible are launched.
 
+    Where LTPS learns at a rate of its own, also by whether they are of it.
+
     Args:
         model: the network.
-        config: the four weight decays.
+        config: the four weight decays, and the rate of LTPS.
 
     Returns:
-        Groups for a PyTorch optimizer: ``params``, ``names`` in the same order, ``weight_decay``.
+        Groups for a PyTorch optimizer: ``params``, ``names`` in the same order, ``weight_decay``,
+        ``ltps`` (whether the rate is that of LTPS).
     """
+    apart = has_ltps_rate(config)
     decays = {
         "weight": config.weight_decay,
         "norm": config.weight_decay_norm,
         "bias": config.weight_decay_bias,
         "tokens": config.weight_decay_tokens,
     }
-    groups: dict[float, dict[str, list[object]]] = {}
+    groups: dict[tuple[float, bool], dict[str, list[object]]] = {}
     for name, parameter, kind in parameter_kinds(model):
         given = decays[kind]
         decay = config.weight_decay if given is None else given
-        group = groups.setdefault(decay, {"params": [], "names": []})
+        ltps = apart and name.startswith(_LTPS)
+        group = groups.setdefault((decay, ltps), {"params": [], "names": []})
         group["params"].append(parameter)
         group["names"].append(name)
-    return [{**group, "weight_decay": decay} for decay, group in groups.items()]
+    return [
+        {**group, "weight_decay": decay, "ltps": ltps} for (decay, ltps), group in groups.items()
+    ]
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:

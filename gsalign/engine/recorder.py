@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from gsalign.engine.angles import AngleStatistics
+from gsalign.engine.angles import IMAGE, AngleStatistics
 from gsalign.engine.folder import RunFolder
 from gsalign.engine.metrics import MetricsFile, Record
 from gsalign.evaluation import EvaluationResult
@@ -47,7 +47,7 @@ def angle_line(angles: Mapping[str, AngleStatistics]) -> str:
     degrees = 57.29577951308232
     told = (
         f"{layer}: {angle.mean * degrees:+.1f}±{angle.std * degrees:.1f}"
-        + (f" ({angle.moved:.3f}, {angle.clamped:.0%})" if not angle.full_circle else "")
+        + (f" ({angle.moved:.3f}, {angle.clamped:.0%})" if layer != IMAGE else "")
         for layer, angle in angles.items()
     )
     heading = "angle by layer (degrees, mean±std over the batch; control points moved, clamped)"

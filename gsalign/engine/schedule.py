@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gsalign.engine.config import ScheduleConfig
+from gsalign.engine.config import OptimizerConfig, ScheduleConfig
+
+
+def warmup_length(given: float, total: int) -> int:
+    """Iterations of a warm-up given as their number or, below 1, as a share of the run's."""
+    return round(given * total) if given < 1 else round(given)
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,7 @@ class Schedule:
     @property
     def warmup(self) -> int:
         """Iterations of the warm-up."""
-        given = self.config.warmup
-        return round(given * self.total) if given < 1 else round(given)
+        return warmup_length(self.config.warmup, self.total)
 
     def __call__(self, iteration: int) -> float:
         """The learning rate of an iteration, counted from 0."""
@@ -53,3 +57,22 @@ class Schedule:
         progress = min(max(done / length, 0.0), 1.0) if length > 0 else 0.0
         minimum = min(self.config.minimum, self.peak)
         return minimum + (self.peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class LtpsFactor:
+    """What the learning rate of every LTPS is multiplied by, as a function of the iteration.
+
+    Attributes:
+        config: the factor, and the warm-up over which it rises in a line from 0.
+        total: iterations of the run.
+    """
+
+    config: OptimizerConfig
+    total: int
+
+    def __call__(self, iteration: int) -> float:
+        """The factor in an iteration, counted from 0."""
+        warmup = warmup_length(self.config.ltps_warmup, self.total)
+        risen = iteration / warmup if iteration < warmup else 1.0
+        return self.config.ltps_lr_factor * risen

@@ -50,6 +50,7 @@ class TrainingStep:
         part_labels: Tensor | None = None,
         *,
         lr: float,
+        ltps_factor: float = 1.0,
     ) -> dict[str, Tensor]:
         """One step; returns the losses, on their device.
 
@@ -59,12 +60,14 @@ class TrainingStep:
             views: ``[B]``.
             part_labels: uint8 ``[B, H, W]``, see :meth:`GSAlign.losses`; in every step or in none.
             lr: learning rate of all groups.
+            ltps_factor: on that of groups of LTPS, where it has a rate of its own.
         """
         for group in self.optimizer.param_groups:
+            rate = lr * ltps_factor if group.get("ltps") else lr
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
+                group["lr"].fill_(rate)
             else:
-                group["lr"] = lr
+                group["lr"] = rate
         given = (images, identities, views, part_labels)
         batch = [tensor for tensor in given if tensor is not None]
         if self._graphed is not None:

@@ -43,7 +43,7 @@ from gsalign.engine.logs import log_to
 from gsalign.engine.meters import LossMeter, Stopwatch
 from gsalign.engine.optimizer import build_optimizer
 from gsalign.engine.recorder import Recorder
-from gsalign.engine.schedule import Schedule
+from gsalign.engine.schedule import LtpsFactor, Schedule
 from gsalign.engine.state import (
     Progress,
     load_state,
@@ -229,6 +229,7 @@ class Trainer:
         self.schedule = Schedule(
             config.schedule, config.optimizer.lr, self.total, self.epoch_length
         )
+        self.ltps_factor = LtpsFactor(config.optimizer, self.total)
         optimizer = build_optimizer(self.network, config.optimizer)
         torch.manual_seed(config.seed + accelerator.process_index)
         random: dict[str, Tensor] = {}
@@ -389,7 +390,12 @@ class Trainer:
         batch = batch.to(self.accelerator.device, non_blocking=True)
         self.lr = self.schedule(self.progress.iteration)
         self.losses = self.step(
-            batch.pixels(), batch.identities, batch.views, batch.label_maps(), lr=self.lr
+            batch.pixels(),
+            batch.identities,
+            batch.views,
+            batch.label_maps(),
+            lr=self.lr,
+            ltps_factor=self.ltps_factor(self.progress.iteration),
         )
 
     def loss_rows(self) -> Tensor:

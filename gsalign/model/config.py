@@ -27,12 +27,18 @@ class LtpsConfig(_Section):
         eta: weight of the warped map in ``x + eta * warped(x)``. The published code uses 0.1; its
             comments suggest 0.2 for CARGO and 0.5 for AG-ReID.
         hidden: channels of the angle predictor's convolution and of its hidden layer.
+        angle: ``"tanh"``, within 90 degrees either way as published, or ``"direction"``, the full
+            circle; see docs/ltps_switches.md.
+        aspect_true: whether the map is turned rigidly in its patches, rather than in [-1, 1]^2 as
+            published, which is a shear unless the map is square.
     """
 
     layers: Literal["all"] | tuple[int, ...] = "all"
     control_points: int = 4
     eta: Annotated[float, Field(allow_inf_nan=False)] = 0.1
     hidden: tuple[Positive, Positive] = (256, 128)
+    angle: Literal["tanh", "direction"] = "tanh"
+    aspect_true: bool = False
 
     @field_validator("control_points")
     @classmethod
@@ -117,7 +123,9 @@ class LossConfig(_Section):
     The published CARGO configuration leaves the deformation term out (weight 0); the paper and the
     published AG-ReID configurations have it. ``part_identity``, ``part_collapse`` and
     ``part_labels`` count only where the network has parts, ``part_labels`` only where the data set
-    has label maps, ``orientation`` only where ``model.orientation`` is enabled.
+    has label maps, ``orientation`` only where ``model.orientation`` is enabled, ``equivariance``
+    only where the network has LTPS. ``deformation_hinge`` is no weight but an angle in radians:
+    the deformation term counts what exceeds it. See docs/ltps_switches.md for both.
     """
 
     identity: Weight = 1.0
@@ -126,6 +134,8 @@ class LossConfig(_Section):
     orthogonality: Weight = 0.001
     mask: Weight = 10.0
     deformation: Weight = 0.5
+    deformation_hinge: Weight = 0.0
+    equivariance: Weight = 0.0
     part_identity: Weight = 1.0
     part_collapse: Weight = 1.0
     part_labels: Weight = 0.0

@@ -78,9 +78,17 @@ def orthogonality(feature: Tensor, view_feature: Tensor) -> Tensor:
     return functional.cosine_similarity(promote(feature), promote(view_feature)).abs().mean()
 
 
-def deformation(angles: Tensor) -> Tensor:
-    """Sum over layers of the mean absolute angle: ``[L, B]`` radians ``-> scalar``; 0 for L = 0."""
-    return angles.abs().mean(dim=1).sum()
+def deformation(angles: Tensor, hinge: float = 0.0) -> Tensor:
+    """Sum over layers of the mean absolute angle: ``[L, B]`` radians ``-> scalar``; 0 for L = 0.
+
+    Args:
+        angles: ``[L, B]``, radians.
+        hinge: radians; of every angle only what exceeds it counts. 0 as published.
+    """
+    size = angles.abs()
+    if hinge:
+        size = (size - hinge).relu()
+    return size.mean(dim=1).sum()
 
 
 def part_collapse(logits: Tensor) -> Tensor:

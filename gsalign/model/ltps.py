@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 import gsalign_kernels
 from gsalign.model.config import LtpsConfig
+from gsalign.model.ltps_direction import angle_of
+from gsalign.model.ltps_pixels import unit_splines, warp_tokens_by_points
 from gsalign.model.precision import promote, without_autocast
 
 PREFIX = 2
@@ -33,31 +36,48 @@ def control_grid(count: int) -> Tensor:
     return torch.tensor(points, dtype=torch.float64, device="cpu")
 
 
-def rotated(points: Tensor, angle: Tensor) -> Tensor:
-    """Points (x, y) turned about 0 by every angle: ``[N, 2], [B] -> [B, N, 2]``."""
+def rotated(points: Tensor, angle: Tensor, aspect: float = 1.0) -> Tensor:
+    """Points (x, y) turned about 0 by every angle: ``[N, 2], [B] -> [B, N, 2]``.
+
+    Rigidly where a step of 1 along x is ``aspect`` times as long as one along y.
+    """
     cosine, sine = angle.cos(), angle.sin()
-    rotation = torch.stack([cosine, -sine, sine, cosine], dim=-1).unflatten(-1, (2, 2))
-    return points @ rotation.transpose(1, 2)
+    rotation = torch.stack([cosine, -sine / aspect, sine * aspect, cosine], dim=-1)
+    return points @ rotation.unflatten(-1, (2, 2)).transpose(1, 2)
 
 
 class AnglePredictor(nn.Module):
     """One rotation angle per image from its patch map (paper, section LTPS).
 
-    ``pi/2 * tanh(FC(ReLU(FC(mean over the map of ReLU(Conv3x3)))))``.
+    ``pi/2 * tanh(FC(ReLU(FC(mean over the map of ReLU(Conv3x3)))))``, or with ``"direction"`` the
+    angle of the vector that the last FC gives, over the full circle.
 
     Initialised as the published code does: the convolution by PyTorch's default, the linear layers
     from a normal distribution of deviation 0.02 with zero bias. With such small weights the angle
-    starts near 0.
+    starts near 0; a direction starts near (1, 0).
+
+    Args:
+        width: channels of a token.
+        hidden: channels of the convolution and of the hidden layer.
+        form: ``"tanh"`` as published, or ``"direction"``.
     """
 
-    def __init__(self, width: int, hidden: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: tuple[int, int],
+        form: Literal["tanh", "direction"] = "tanh",
+    ) -> None:
         super().__init__()
+        self.form = form
         self.conv = nn.Conv2d(width, hidden[0], kernel_size=3, padding=1)
         self.hidden = nn.Linear(hidden[0], hidden[1])
-        self.out = nn.Linear(hidden[1], 1)
+        self.out = nn.Linear(hidden[1], 1 if form == "tanh" else 2)
         for linear in (self.hidden, self.out):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
+        if form == "direction":
+            nn.init.ones_(self.out.bias[:1])
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """The angle of every image.
@@ -67,7 +87,7 @@ class AnglePredictor(nn.Module):
             size: ``(H, W)``.
 
         Returns:
-            ``[B]``, radians in (-pi/2, pi/2), float32 or float64.
+            ``[B]``, radians in (-pi/2, pi/2), of a direction in [-pi, pi]; float32 or float64.
         """
         bias = self.conv.bias
         assert bias is not None
@@ -81,13 +101,16 @@ class AnglePredictor(nn.Module):
             # A few hundred numbers per image: float32 costs nothing, bf16 would cost the angle
             # two digits.
             hidden = self.hidden(response.to(self.hidden.weight.dtype)).relu()
-            return promote(self.out(hidden)).squeeze(1).tanh() * (math.pi / 2)
+            out = promote(self.out(hidden))
+            if self.form == "direction":
+                return angle_of(out)
+            return out.squeeze(1).tanh() * (math.pi / 2)
 
 
 def _follow_loaded_weights(module: nn.Module, incompatible_keys: object) -> None:
     """After loading with ``assign=True`` the weights may live elsewhere than the basis does."""
     assert isinstance(module, LTPS)
-    module.basis = module._constant_basis()
+    module._make_constants()
 
 
 class LTPS(nn.Module):
@@ -98,6 +121,9 @@ class LTPS(nn.Module):
     differs between images. Patch tokens become ``x + eta * bilinear(x, grid)``; with points on
     the grid and angle 0 that is ``(1 + eta) * x``.
 
+    With ``aspect_true`` the rotation is rigid in the map's patches, which then takes
+    :func:`warp_tokens_by_points`; as published it is one of the square [-1, 1]^2.
+
     Args:
         width: channels of a token.
         size: rows and columns of the patch map.
@@ -105,33 +131,45 @@ class LTPS(nn.Module):
     """
 
     basis: Tensor
+    control: Tensor
+    splines: Tensor
 
     def __init__(self, width: int, size: tuple[int, int], config: LtpsConfig) -> None:
         super().__init__()
         self.size = size
         self.eta = config.eta
         self.control_points = config.control_points
+        self.aspect_true = config.aspect_true
+        # ±1 are the centres of the outermost patches.
+        self.aspect = (size[1] - 1) / (size[0] - 1) if config.aspect_true else 1.0
         points = control_grid(config.control_points)
         # Made empty first, so that a default device or type in force applies to it.
         self.source_points = nn.Parameter(torch.empty(points.shape).copy_(points))
-        self.predictor = AnglePredictor(width, config.hidden)
-        self.register_buffer("basis", self._constant_basis(), persistent=False)
+        self.predictor = AnglePredictor(width, config.hidden, config.angle)
+        for name, constant in self._constants().items():
+            self.register_buffer(name, constant, persistent=False)
         self.register_load_state_dict_post_hook(_follow_loaded_weights)
 
-    def _constant_basis(self) -> Tensor:
-        """``M [H*W, K]`` for where and in what the module now computes."""
+    def _constants(self) -> dict[str, Tensor]:
+        """``M [H*W, K]`` and what a rigid turn needs, for where and in what the module computes."""
         # Whatever kernels are asked for: they are for the tokens' device, and this is on the CPU.
         points = control_grid(self.control_points)
-        exact = gsalign_kernels.tps_basis(points, self.size, implementation="auto")
+        exact = {"basis": gsalign_kernels.tps_basis(points, self.size, implementation="auto")}
+        if self.aspect_true:
+            exact |= {"control": points, "splines": unit_splines(points)}
         learned = self.source_points
         dtype = torch.float64 if learned.dtype == torch.float64 else torch.float32
-        return exact.to(device=learned.device, dtype=dtype)
+        return {name: each.to(device=learned.device, dtype=dtype) for name, each in exact.items()}
+
+    def _make_constants(self) -> None:
+        for name, constant in self._constants().items():
+            setattr(self, name, constant)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LTPS:
         # Made anew rather than converted: .double() then has a basis exact in float64, .bfloat16()
         # keeps its grid in float32, and .to_empty() after building on meta has real numbers.
         super()._apply(fn, recurse)
-        self.basis = self._constant_basis()
+        self._make_constants()
         return self
 
     def angle(self, tokens: Tensor) -> Tensor:
@@ -148,7 +186,7 @@ class LTPS(nn.Module):
             ``[B, H, W, 2]`` positions (x, y) in [-1, 1], ``align_corners=True``.
         """
         plain = self.basis @ self.source_points.to(self.basis.dtype)
-        return rotated(plain, angle.to(self.basis.dtype)).unflatten(1, self.size)
+        return rotated(plain, angle.to(self.basis.dtype), self.aspect).unflatten(1, self.size)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Warp the patch tokens.
@@ -172,10 +210,23 @@ class LTPS(nn.Module):
         Returns:
             Tokens of the same shape, class and view unchanged.
         """
+        points, angle = self.source_points.to(self.basis.dtype), angle.to(self.basis.dtype)
+        if self.aspect_true:
+            with without_autocast(tokens):
+                values = rotated(points, angle, self.aspect)
+            return warp_tokens_by_points(
+                tokens,
+                self.control,
+                self.splines,
+                values,
+                size=self.size,
+                eta=self.eta,
+                prefix=PREFIX,
+            )
         return gsalign_kernels.warp_tokens(
             tokens,
-            self.source_points.to(self.basis.dtype),
-            angle.to(self.basis.dtype),
+            points,
+            angle,
             self.basis,
             size=self.size,
             eta=self.eta,

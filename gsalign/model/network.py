@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gsalign.model import losses
 from gsalign.model.config import ModelConfig
 from gsalign.model.dam import DAM, patch_mean
+from gsalign.model.equivariance import EVERY, equivariance_costs, random_turns, turned
 from gsalign.model.heads import ClassifierHead
 from gsalign.model.orientation import Uprighting
 from gsalign.model.parts import PartBranch, PartEmbeddings, PartOutput
@@ -218,7 +219,8 @@ class GSAlign(nn.Module):
             ``deformation``, float32 (float64 for a float64 network). Without DAM ``mask`` is 0,
             without LTPS ``deformation`` is 0. With parts also ``part_identity`` and
             ``part_collapse``, and where its weight is more than 0 ``part_labels``, which is 0
-            without label maps. Where a predictor of the roll learns also ``orientation``.
+            without label maps. Where a predictor of the roll learns also ``orientation``; with LTPS
+            and a weight of more than 0 ``equivariance``.
 
         Raises:
             ValueError: images or labels have the wrong size, or there are no label maps to learn
@@ -244,10 +246,15 @@ class GSAlign(nn.Module):
             )
         identities, views = identities.long(), views.long()
         upright, direction = self._upright(images)
+        # Before the images themselves, so that who watches the backbone is left with theirs.
+        turns = self._angles_of_turned(upright)
         patches = self.backbone.patches(upright)
         global_feature, view_feature, angles, parts = self._features(
             upright, patches, stochastic=True
         )
+        turn_costs = None
+        if turns is not None:
+            turn_costs = equivariance_costs(angles[:, ::EVERY], *turns)
         part_logits = None if parts is None else parts.logits
         described = None if self.dam is None else self.dam.describe(patches, part_logits)
         looked: Sequence[Tensor] | None = None
@@ -262,6 +269,8 @@ class GSAlign(nn.Module):
             )
         if self.global_losses and process_count() > 1:
             identities, views = rows_of_all([identities, views])
+            if turn_costs is not None:  # of fewer images, so by themselves
+                (turn_costs,) = rows_of_all([turn_costs])
             global_feature, view_feature, angles, described, parts, label_costs, looked = (
                 _of_all_processes(
                     global_feature, view_feature, angles, described, parts, label_costs, looked
@@ -284,7 +293,8 @@ class GSAlign(nn.Module):
                 "mask": feature.new_zeros(())
                 if self.dam is None or described is None
                 else weights.mask * self.dam.loss(described, identities),
-                "deformation": weights.deformation * losses.deformation(angles),
+                "deformation": weights.deformation
+                * losses.deformation(angles, weights.deformation_hinge),
             }
             if self.parts is not None and parts is not None:
                 terms |= {
@@ -302,7 +312,21 @@ class GSAlign(nn.Module):
                 terms["orientation"] = weights.orientation * self.uprighting.loss(
                     looked, identities, views
                 )
+            if turn_costs is not None:
+                terms["equivariance"] = weights.equivariance * turn_costs.mean()
             return terms
+
+    def _angles_of_turned(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        """LTPS angles ``[L, S]`` of a share of the images, turned, and the turns ``[S]``.
+
+        None where no loss asks for them.
+        """
+        if not (self.config.losses.equivariance and self.config.ltps_layers):
+            return None
+        share = images[::EVERY]
+        turns = random_turns(share)
+        _, angles = self.backbone(self.backbone.patches(turned(share, turns)))
+        return angles, turns
 
     def forward(
         self,

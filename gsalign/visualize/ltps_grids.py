@@ -57,13 +57,14 @@ def ltps_grids(
     pictures, output = look_at(network, records)
     pixels = pictures.permute(0, 3, 1, 2).float()
     with torch.no_grad():
-        grids, warped = [], []
+        grids, warped, points = [], [], []
         for (_, module), angle in zip(layers, output.angles, strict=True):
             grids.append(module.sampling_grid(angle).cpu())
             read = warped_images(module, angle, pixels).round_().clamp_(0, 255).to(torch.uint8)
             warped.append(read.permute(0, 2, 3, 1))
+            turns = angle.to(module.source_points)
+            points.append(rotated(module.source_points, turns, module.aspect).cpu())
     angles = output.angles.cpu()
-    points = [module.source_points.detach().cpu() for _, module in layers]
 
     # Images in rows under many layers, in columns beside few: nearer to a square. What is read
     # stands below its net in the first case, beside it in the second.
@@ -88,7 +89,7 @@ def ltps_grids(
                 zip(grids, warped, points, strict=True), 1
             ):
                 net, beside = panels[number, :, place]
-                _net(net, grid[number], control, angles[place - 1, number], size, patch)
+                _net(net, grid[number], control[number], angles[place - 1, number], size, patch)
                 beside.imshow(read[number].numpy(), interpolation="lanczos")
             for axes in panels[number].flat:
                 _limit(axes, size, patch)
@@ -148,7 +149,7 @@ def _net(
         vertices = _to_pixels(net, size, patch)
         lines = [*vertices.numpy(), *vertices.transpose(0, 1).numpy()]
         axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, alpha=opacity))
-    control = _to_pixels(rotated(points, angle.to(points.dtype).view(1))[0], size, patch)
+    control = _to_pixels(points, size, patch)
     axes.scatter(
         control[:, 0], control[:, 1], s=14, color=_WARPED, edgecolor=INK, linewidth=0.6,
         zorder=3,

@@ -32,7 +32,8 @@ def warped_images(ltps: LTPS, angle: Tensor, images: Tensor) -> Tensor:
     # By name: on the CPU this runs whichever kernels were chosen for the network.
     spline = gsalign_kernels.tps_solve(control, points.unsqueeze(0), implementation="reference")
     plain = gsalign_kernels.tps_evaluate(spline, control, places, implementation="reference")
-    read = rotated(plain.squeeze(0), angle.double().cpu()).unflatten(1, (height, width))
+    read = rotated(plain.squeeze(0), angle.double().cpu(), ltps.aspect)
+    read = read.unflatten(1, (height, width))
     # To grid_sample ±1 are the edges of the image.
     inner = torch.tensor([(columns - 1) / columns, (rows - 1) / rows], dtype=torch.float64)
     return functional.grid_sample(

@@ -129,3 +129,16 @@ def test_the_step_is_fused_where_pytorch_fuses(name):
     assert all(group["fused"] for group in build_optimizer(layer, config).param_groups)
     elsewhere = build_optimizer(layer.to("meta"), config)
     assert not any(group["fused"] for group in elsewhere.param_groups)
+
+
+@pytest.mark.parametrize("change", [{"ltps_lr_factor": 0.5}, {"ltps_warmup": 10}])
+def test_ltps_with_a_rate_of_its_own_has_groups_of_its_own(network, change):
+    plain = parameter_groups(network, OptimizerConfig(**DECAYS))
+    assert not any(group["ltps"] for group in plain)
+    groups = parameter_groups(network, OptimizerConfig(**DECAYS, **change))
+    apart = [name for group in groups if group["ltps"] for name in group["names"]]
+    wanted = [name for name, _ in network.named_parameters() if name.startswith("backbone.ltps.")]
+    assert wanted and sorted(apart) == sorted(wanted)
+    decay_of = {name: group["weight_decay"] for group in plain for name in group["names"]}
+    found = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    assert found == decay_of

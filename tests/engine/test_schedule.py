@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from gsalign.engine.config import ScheduleConfig
-from gsalign.engine.schedule import Schedule
+from gsalign.engine.config import OptimizerConfig, ScheduleConfig
+from gsalign.engine.schedule import LtpsFactor, Schedule
 
 PEAK = 0.008
 
@@ -75,3 +75,17 @@ def test_a_run_that_ends_before_its_warm_up_does_never_leave_it(step):
 def test_a_minimum_above_the_peak_never_raises_the_rate():
     rate = schedule(minimum=1.0)
     assert max(rate(i) for i in range(101)) == pytest.approx(PEAK)
+
+
+def test_the_factor_of_ltps_rises_in_a_line_and_stays():
+    factor = LtpsFactor(OptimizerConfig(ltps_lr_factor=0.5, ltps_warmup=20), total=100)
+    assert [factor(i) for i in (0, 10, 20, 99)] == [0.0, 0.25, 0.5, 0.5]
+
+
+def test_the_warmup_of_ltps_may_be_a_share_of_the_run():
+    factor = LtpsFactor(OptimizerConfig(ltps_warmup=0.1), total=100)
+    assert [factor(i) for i in (0, 5, 10)] == [0.0, 0.5, 1.0]
+
+
+def test_without_settings_of_its_own_ltps_learns_at_the_rate_of_all():
+    assert {LtpsFactor(OptimizerConfig(), total=100)(i) for i in range(100)} == {1.0}

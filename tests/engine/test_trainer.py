@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -161,6 +162,17 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(people, tmp_p
     assert_equal(tensors(again.folder.final), tensors(finished.folder.final))
     other = run(people, tmp_path / "other", "seed=1")
     assert losses(other.folder.root) != losses(finished.folder.root)
+
+
+def test_ltps_learns_at_its_own_rate_also_in_a_run_that_began_without(people, tmp_path, finished):
+    shutil.copytree(finished.folder.root, tmp_path / "run")
+    longer = ("training.iterations=6", "optimizer.ltps_lr_factor=0.0")
+    trainer = run(people, tmp_path / "run", *longer, resume=True)
+    before, after = tensors(finished.folder.final), tensors(trainer.folder.final)
+    for name in before:
+        if name.startswith("backbone.ltps."):
+            assert torch.equal(before[name], after[name]), name
+    assert not torch.equal(before["backbone.position"], after["backbone.position"])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -25,12 +25,12 @@ from gsalign.search import Embedder, fingerprint
 from gsalign_kernels import use_kernels
 
 
-def network(parts: int = 0, reads: str = "rays") -> GSAlign:
+def network(parts: int = 0, **ltps: object) -> GSAlign:
     torch.manual_seed(0)
     config = {
         "image_size": (32, 16), "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2,
-        "num_identities": 4, "ltps": {"hidden": (8, 4)}, "parts": parts,
-        "part_cells": 2, "orientation": {"enabled": parts > 0, "reads": reads},
+        "num_identities": 4, "ltps": {"hidden": (8, 4), **ltps}, "parts": parts,
+        "part_cells": 2, "orientation": {"enabled": parts > 0},
     }  # fmt: skip
     return GSAlign(ModelConfig.model_validate(config)).eval()
 
@@ -51,12 +51,11 @@ def test_the_module_is_the_embedder(module):
         EmbeddingModule(network(), "twice")
 
 
-@pytest.mark.parametrize("reads", ["rays", "parts"])
-def test_onnx(reads, tmp_path):
+def test_onnx(tmp_path):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    module = EmbeddingModule(network(2, reads), "inside")
+    module = EmbeddingModule(network(parts=2), "inside")
     path = tmp_path / "out" / "model.onnx"
     agreement = export_onnx(module, path)
     assert agreement.largest < 1e-5 and agreement.images == 4
@@ -64,12 +63,19 @@ def test_onnx(reads, tmp_path):
     onnx.checker.check_model(path, full_check=True)
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert said["normalisation"] == "inside" and said["slots"] == "3"
-    assert said["network"] == fingerprint(network(2, reads)).network
+    assert said["network"] == fingerprint(network(parts=2)).network
     # In a batch that the exporter never saw, through no hands of ours.
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     images = module.example(7, seed=9)
     found = session.run(["embeddings"], {"images": images.numpy()})[0]
     np.testing.assert_allclose(found, module(images).numpy(), atol=1e-5)
+
+
+def test_onnx_has_the_switches_of_ltps(tmp_path):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    module = EmbeddingModule(network(angle="direction", aspect_true=True))
+    assert export_onnx(module, tmp_path / "model.onnx").largest < 1e-5
 
 
 @pytest.mark.parametrize("kernels", ["reference", "cpp"])

@@ -1,0 +1,62 @@
+"""Holding LTPS to what it is for: an image turned by an angle is to be turned back by it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gsalign.model.precision import promote
+from gsalign_kernels.compat import warp_image_tps
+
+EVERY = 4
+"""Every so many images of a batch are looked at a second time, turned."""
+
+
+def random_turns(images: Tensor) -> Tensor:
+    """One angle per image, uniform over the full circle: ``[B]``, radians."""
+    like = promote(images)
+    return (torch.rand(like.shape[0], dtype=like.dtype, device=like.device) * 2 - 1) * math.pi
+
+
+def turned(images: Tensor, angle: Tensor) -> Tensor:
+    """Images whose content is turned anticlockwise, rigidly in pixels, about the middle.
+
+    Output position p reads at R(angle) p, as the rotation of LTPS has it. Beyond the border its
+    pixels go on.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        angle: ``[B]``, radians.
+    """
+    aspect = images.shape[3] / images.shape[2]
+    cosine, sine = angle.cos(), angle.sin()
+    # A spline without bends: the constant and the slopes of (x, y) are known, nothing to be solved.
+    nothing = torch.zeros_like(cosine)
+    affine = [nothing, nothing, cosine, aspect * sine, -sine / aspect, cosine]
+    none = angle.new_zeros(1, 3, 2)
+    return warp_image_tps(
+        images,
+        none,
+        none,
+        torch.stack(affine, dim=1).unflatten(1, (3, 2)),
+        align_corners=False,
+        padding_mode="border",
+    )
+
+
+def equivariance_costs(angles: Tensor, turned_angles: Tensor, turns: Tensor) -> Tensor:
+    """How far the composed angle of a turned image is from the image's own, less the turn.
+
+    The composed angle is the sum over the layers; differences are circular, ``1 - cos``.
+
+    Args:
+        angles: ``[L, B]``, radians, of images.
+        turned_angles: ``[L, B]``, of the same images :func:`turned`.
+        turns: ``[B]``, radians, by which they were.
+
+    Returns:
+        ``[B]`` in [0, 2].
+    """
+    return 1.0 - (turned_angles.sum(dim=0) + turns - angles.sum(dim=0)).cos()
