@@ -21,10 +21,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rows import device_name
 from gsalign.data import AugmentationConfig, DataConfig, TrainTransform, load_cargo, train_loader
 from gsalign.data.decoding import read_image, resize
 from gsalign.data.samplers import draws_of
+from gsalign.provenance import device_name
 
 PEOPLE = 48
 IMAGES = 8

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-import platform
 import re
-import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -15,6 +13,7 @@ from pathlib import Path
 import torch
 
 from gsalign.files import atomic_write
+from gsalign.provenance import commit_here, device_name
 from gsalign_kernels import kernel_report
 
 ALLOCATOR = {
@@ -118,49 +117,9 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(reader)
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's with its number of (virtual) cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def slug(name: str) -> str:
     """A device's name as a file name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def commit_here() -> str:
-    """Short commit of the checkout, ``-changed`` when tracked files differ from it.
-
-    A copy without its history is told by the environment variable ``COMMIT``.
-    """
-    named = os.environ.get("COMMIT")
-    if named:
-        return named
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short", "HEAD") + ("-changed" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def allocator_in_force() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
@@ -81,7 +82,10 @@ class Config(BaseModel):
 
 
 def load_config(
-    path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()
+    path: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    given_in: str = COMMAND_LINE,
 ) -> Config:
     """Read a configuration file and apply overrides.
 
@@ -89,7 +93,9 @@ def load_config(
         path: a YAML file; ``None`` starts from the defaults. What it does not name keeps its
             default.
         overrides: ``key=value`` with dotted keys, the value in YAML, as ``optimizer.lr=0.01`` or
-            ``model.ltps.layers=[0,1]``; later ones win.
+            ``model.ltps.layers=[0,1]``; later ones win. A mapping of dotted keys has values that
+            are read already.
+        given_in: where the overrides stand, for messages.
 
     Returns:
         The resolved, validated configuration.
@@ -102,16 +108,20 @@ def load_config(
     values: dict[str, Any] = {}
     where: dict[str, str] = {}
     if path is not None:
-        values = _read_yaml(Path(path))
+        values = read_yaml(Path(path))
         where.update((key, str(path)) for key in _keys_of(values))
-    for text in overrides:
-        key, value = _parse_override(text)
+    if isinstance(overrides, Mapping):
+        # A later key may go into the value of an earlier one, which is the caller's.
+        settings = list(copy.deepcopy(dict(overrides)).items())
+    else:
+        settings = [_parse_override(text) for text in overrides]
+    for key, value in settings:
         _set(values, key, value)
-        where[key] = COMMAND_LINE
+        where[key] = given_in
         for place, character in enumerate(key):
             if character == ".":
-                where.setdefault(key[:place], COMMAND_LINE)
-        where.update((inner, COMMAND_LINE) for inner in _keys_of({key: value}))
+                where.setdefault(key[:place], given_in)
+        where.update((inner, given_in) for inner in _keys_of({key: value}))
     _refuse_unknown(values, Config, where)
     _share_image_size(values)
     try:
@@ -157,7 +167,12 @@ def validate_section(section: type[Section], overrides: Sequence[str]) -> Sectio
         raise ConfigError(_explain(error, where, section)) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; of an empty one an empty mapping.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be read, or it holds something else.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

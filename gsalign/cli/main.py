@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gsalign import __version__
-from gsalign.cli import data, evaluation, export, extract, index, info, search, train, visualize
+from gsalign.cli import (
+    data,
+    evaluation,
+    export,
+    extract,
+    index,
+    info,
+    search,
+    study,
+    train,
+    visualize,
+)
 from gsalign.errors import GSAlignError
 
 USER_FAILURE = 2
@@ -17,7 +28,7 @@ INTERRUPTED = 130
 
 # Each has add_parser(subparsers): it adds one command and sets its `run`, which takes the parsed
 # arguments and returns an exit code. They import what is heavy inside run, so that --help is quick.
-COMMANDS = (info, data, train, evaluation, extract, index, search, export, visualize)
+COMMANDS = (info, data, train, evaluation, study, extract, index, search, export, visualize)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -377,11 +377,14 @@ class Trainer:
     def _part_groups(self) -> int:
         """Into how many groups the parts of label maps are put; 0 where no loss reads them."""
         model, folder = self.config.model, self.config.data.folder
-        if not (model.parts and model.losses.part_labels):
-            return 0
-        if not has_part_labels(folder):
+        if model.label_groups and not has_part_labels(folder):
+            if model.orientation.learns_from_labels:
+                raise ConfigError(
+                    f"model.orientation.reads is parts, but {folder} has no label maps to learn "
+                    "them from: write some (docs/parts.md), or set model.orientation.reads=rays"
+                )
             logger.warning("%s has no label maps: the part_labels loss is 0", folder)
-        return model.parts
+        return model.label_groups
 
     def _iteration(self, batch: Batch) -> None:
         batch = batch.to(self.accelerator.device, non_blocking=True)

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
+LABEL_GROUPS = range(3, 7)
+"""Numbers of groups in which label maps tell head, torso and legs apart."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,17 +79,32 @@ class OrientationConfig(_Section):
 
     Attributes:
         enabled: whether images are turned, and the predictor of their roll trained.
+        reads: what the roll is read from: ``"rays"`` of a polar map, learned from upright ground
+            images; or the ``"parts"`` of the body, learned from label maps, which training then
+            needs.
         rings: R, of the polar map that the predictor looks at.
         rays: T, of that map.
         width: channels of the predictor's circular convolutions.
         kernels: how many rays each of them reaches over; odd.
+        finder_width: channels of the finest scale of what finds the parts; a multiple of 4.
+        pretrained: path of a file of ours (a run's ``model_final.safetensors``) whose predictor is
+            taken and kept as it is: nothing is learned about rolls, and no label maps are needed.
+            Read by :func:`gsalign.model.create_model`, not by the constructor.
     """
 
     enabled: bool = False
+    reads: Literal["rays", "parts"] = "rays"
     rings: Positive = 16
     rays: Annotated[int, Field(ge=4)] = 32
     width: Positive = 64
     kernels: tuple[Positive, ...] = (5, 9, 17)
+    finder_width: Annotated[int, Field(gt=0, multiple_of=4)] = 16
+    pretrained: str | None = None
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether training needs label maps for it."""
+        return self.enabled and self.reads == "parts" and self.pretrained is None
 
     @model_validator(mode="after")
     def _reaches_both_ways(self) -> OrientationConfig:
@@ -179,6 +197,7 @@ class ModelConfig(_Section):
             raise ValueError(
                 f"patch_size {self.patch_size} is not a multiple of part_cells {self.part_cells}"
             )
+        self._check_orientation()
         if self.ltps.layers != "all":
             layers = self.ltps.layers
             outside = [layer for layer in layers if not 0 <= layer < self.depth]
@@ -196,6 +215,30 @@ class ModelConfig(_Section):
                 f"patch_size {self.patch_size} gives {self.grid[0]}x{self.grid[1]}"
             )
         return self
+
+    def _check_orientation(self) -> None:
+        height, width = self.image_size
+        by_parts = self.orientation.enabled and self.orientation.reads == "parts"
+        if by_parts and (height % 2 or width % 2):
+            raise ValueError(
+                f"image_size {height}x{width} must be of even numbers for orientation.reads parts: "
+                "a part has cells of two by two pixels at least"
+            )
+        if not self.orientation.learns_from_labels:
+            return
+        if self.label_groups not in LABEL_GROUPS:
+            raise ValueError(
+                "orientation.reads parts must tell head, torso and legs apart, which label maps "
+                f"for parts {self.parts} do not: take {min(LABEL_GROUPS)} to {max(LABEL_GROUPS)} "
+                "parts, or set losses.part_labels to 0"
+            )
+
+    @property
+    def label_groups(self) -> int:
+        """Into how many groups the parts of label maps are put; 0 where no loss reads them."""
+        if self.parts and self.losses.part_labels:
+            return self.parts
+        return min(LABEL_GROUPS) if self.orientation.learns_from_labels else 0
 
     @property
     def grid(self) -> tuple[int, int]:

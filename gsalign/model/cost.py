@@ -82,7 +82,7 @@ def _macs(model: GSAlign, images: torch.Tensor, all_tokens: bool) -> dict[str, i
     all_tokens = all_tokens or model.parts is not None
     with use_kernels("reference"), torch.no_grad(), counter:
         if model.uprighting is not None:
-            model.uprighting.look(images)
+            model.uprighting.direction(images)
         turn = counter.get_total_flops()
         patches = model.backbone.patches(images)
         before = counter.get_total_flops()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,11 @@ from gsalign.model.config import ModelConfig
 from gsalign.model.dam import DAM, patch_mean
 from gsalign.model.equivariance import EVERY, equivariance_costs, random_turns, turned
 from gsalign.model.heads import ClassifierHead
-from gsalign.model.orientation import Rolls, Uprighting, orientation_loss
+from gsalign.model.orientation import Uprighting
 from gsalign.model.parts import PartBranch, PartEmbeddings, PartOutput
 from gsalign.model.precision import promote, without_autocast
 from gsalign.model.processes import process_count, rows_of_all
+from gsalign.model.uprighting import create_uprighting
 from gsalign.model.vit import Backbone
 
 
@@ -83,7 +85,8 @@ class GSAlign(nn.Module):
             )
         self.uprighting: Uprighting | None = None
         if config.orientation.enabled:
-            self.uprighting = Uprighting(config.image_size, config.orientation)
+            self.uprighting = create_uprighting(config)
+            self.uprighting.requires_grad_(config.orientation.pretrained is None)
 
     def _check(self, images: Tensor) -> None:
         height, width = self.config.image_size
@@ -206,8 +209,9 @@ class GSAlign(nn.Module):
             identities: ``[B]`` integers in [0, ``num_identities``).
             views: ``[B]`` integers in [0, ``num_views``) or bool: 0 ground, 1 aerial.
             part_labels: uint8 ``[B, H, W]``, which part every pixel shows: 0 the background, 1 .. P
-                the parts, above unknown. None where nobody knows. Read where
-                ``losses.part_labels`` is more than 0.
+                the parts, above unknown, P being ``config.label_groups``. None where nobody knows.
+                Read where ``losses.part_labels`` is more than 0 and where the roll is learned from
+                parts.
 
         Returns:
             Of this process's images, or of all with ``global_losses``; on every process.
@@ -215,11 +219,12 @@ class GSAlign(nn.Module):
             ``deformation``, float32 (float64 for a float64 network). Without DAM ``mask`` is 0,
             without LTPS ``deformation`` is 0. With parts also ``part_identity`` and
             ``part_collapse``, and where its weight is more than 0 ``part_labels``, which is 0
-            without label maps. Where images are turned upright also ``orientation``, and with LTPS
+            without label maps. Where a predictor of the roll learns also ``orientation``; with LTPS
             and a weight of more than 0 ``equivariance``.
 
         Raises:
-            ValueError: images or labels have the wrong size.
+            ValueError: images or labels have the wrong size, or there are no label maps to learn
+                the roll from.
             TypeError: the images are not floating point.
         """
         self._check(images)
@@ -252,6 +257,9 @@ class GSAlign(nn.Module):
             turn_costs = equivariance_costs(angles[:, ::EVERY], *turns)
         part_logits = None if parts is None else parts.logits
         described = None if self.dam is None else self.dam.describe(patches, part_logits)
+        looked: Sequence[Tensor] | None = None
+        if self.uprighting is not None and self.config.orientation.pretrained is None:
+            looked = self.uprighting.look(images, part_labels)
         label_costs = None
         if parts is not None and part_labels is not None and self.config.losses.part_labels:
             if self.uprighting is not None and direction is not None:
@@ -259,14 +267,13 @@ class GSAlign(nn.Module):
             label_costs = losses.part_label_costs(
                 parts.cell_logits, part_labels, self.config.mask_grid
             )
-        rolls = None if self.uprighting is None else self.uprighting.look(images)
         if self.global_losses and process_count() > 1:
             identities, views = rows_of_all([identities, views])
             if turn_costs is not None:  # of fewer images, so by themselves
                 (turn_costs,) = rows_of_all([turn_costs])
-            global_feature, view_feature, angles, described, parts, label_costs, rolls = (
+            global_feature, view_feature, angles, described, parts, label_costs, looked = (
                 _of_all_processes(
-                    global_feature, view_feature, angles, described, parts, label_costs, rolls
+                    global_feature, view_feature, angles, described, parts, label_costs, looked
                 )
             )
         feature = global_feature - view_feature
@@ -301,9 +308,9 @@ class GSAlign(nn.Module):
                         if label_costs is None
                         else weights.part_labels * losses.part_labels(label_costs)
                     )
-            if rolls is not None:
-                terms["orientation"] = weights.orientation * orientation_loss(
-                    *rolls, identities, views
+            if self.uprighting is not None and looked is not None:
+                terms["orientation"] = weights.orientation * self.uprighting.loss(
+                    looked, identities, views
                 )
             if turn_costs is not None:
                 terms["equivariance"] = weights.equivariance * turn_costs.mean()
@@ -348,19 +355,22 @@ def _of_all_processes(
     described: Tensor | None,
     parts: PartOutput | None,
     label_costs: Tensor | None,
-    rolls: Rolls | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, PartOutput | None, Tensor | None, Rolls | None]:
+    looked: Sequence[Tensor] | None,
+) -> tuple[
+    Tensor, Tensor, Tensor, Tensor | None, PartOutput | None, Tensor | None, list[Tensor] | None
+]:
     """What losses are made of, ``[B, ...]`` but for the angles ``[L, B]``, of all processes.
 
-    Of the masks of cells, the largest there is, only their costs travel. Of the rolls all does: an
-    aerial image is compared with the ground images of its person, whichever processes have them.
+    Of the masks of cells, the largest there is, only their costs travel. Of what was looked at for
+    the rolls all does: an aerial image may be compared with the ground images of its person,
+    whichever processes have them.
     """
     given = [global_feature, view_feature, angles.T]
     given += [rows for rows in (described, label_costs) if rows is not None]
     if parts is not None:
         given += [parts.logits, parts.pooled, parts.visibility]
-    if rolls is not None:
-        given += rolls
+    if looked is not None:
+        given += looked
     dtype = global_feature.dtype
     found = iter(rows_of_all([tensor.to(dtype) for tensor in given]))
     global_feature, view_feature, angles = next(found), next(found), next(found).T
@@ -368,9 +378,8 @@ def _of_all_processes(
     label_costs = None if label_costs is None else next(found)
     if parts is not None:
         parts = PartOutput(next(found), next(found), next(found), parts.cell_logits)
-    if rolls is not None:
-        rolls = Rolls(next(found), next(found))
-    return global_feature, view_feature, angles, described, parts, label_costs, rolls
+    seen = None if looked is None else [next(found) for _ in looked]
+    return global_feature, view_feature, angles, described, parts, label_costs, seen
 
 
 def without_values(config: ModelConfig) -> GSAlign:

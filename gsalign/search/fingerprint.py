@@ -13,7 +13,10 @@ from gsalign.evaluation.embedding import FlipTest
 from gsalign.model import GSAlign
 
 # What a configuration says about training only.
-_TRAINING_ONLY = {"losses", "pretrained", "drop_path", "heads"}
+_TRAINING_ONLY: dict[str, Any] = {
+    "losses": True, "pretrained": True, "drop_path": True, "heads": True,
+    "orientation": {"pretrained"},
+}  # fmt: skip
 
 
 class Fingerprint(BaseModel):

@@ -1,4 +1,4 @@
-"""Pictures: training and CMC curves, rank lists, embedding map, attention, grids, part masks."""
+"""Pictures: curves of runs, rank lists, embedding map, attention, grids, part masks, studies."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from gsalign.visualize.ltps_grids import ltps_grids
 from gsalign.visualize.part_masks import part_masks
 from gsalign.visualize.rank_lists import RankList, choose_queries, rank_lists
 from gsalign.visualize.rollout import attention_rollout
+from gsalign.visualize.study import study_curves, study_points
 
 __all__ = [
     "RankList",
@@ -23,5 +24,7 @@ __all__ = [
     "ltps_grids",
     "part_masks",
     "rank_lists",
+    "study_curves",
+    "study_points",
     "training_curves",
 ]

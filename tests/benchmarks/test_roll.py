@@ -1,10 +1,12 @@
-"""The benchmark of the roll's predictor: it learns, and prints figures of both views."""
+"""The benchmark of the roll: it learns, prints figures of every view, and keeps them."""
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -13,7 +15,9 @@ from benchmarks import roll
 from gsalign.data.synthetic import SyntheticConfig, generate
 
 
-def test_it_trains_and_prints_a_table(tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> Path:
+    root: Path = tmp_path_factory.mktemp("roll") / "set"
     sizes = SyntheticConfig(
         train_identities=2,
         test_identities=2,
@@ -21,21 +25,49 @@ def test_it_trains_and_prints_a_table(tmp_path, monkeypatch, capsys):
         images_per_identity_ground=2,
         queries_per_identity=2,
         image_size=(32, 16),
+        write_parts=True,
     )
-    generate(tmp_path / "set", sizes)
+    generate(root, sizes)
+    return root
+
+
+@pytest.mark.parametrize("reads", ["rays", "parts"])
+def test_it_trains_and_prints_a_table(people, monkeypatch, capsys, reads):
     made: list[roll.Uprighting] = []
     started: list[torch.Tensor] = []
 
-    class Seen(roll.Uprighting):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            made.append(self)
-            started.append(self.predictor.out.weight.detach().clone())
+    def create(config):
+        made.append(create_uprighting(config))
+        started.append(next(made[0].parameters()).detach().clone())
+        return made[0]
 
-    monkeypatch.setattr(roll, "Uprighting", Seen)
-    roll.main(["--data", str(tmp_path / "set"), "--steps", "2", "--people", "2"])
+    create_uprighting = roll.create_uprighting
+    monkeypatch.setattr(roll, "create_uprighting", create)
+    settings = ["--data", str(people), "--reads", reads, "--steps", "2", "--people", "2"]
+    roll.main(settings)
     told = capsys.readouterr().out
     assert "angles against the true roll" in told
     rows = [line.split() for line in told.splitlines() if line.strip().startswith("image")]
-    assert [row[:3] for row in rows] == [["image", "aerial", "4"], ["image", "ground", "4"]]
-    assert not torch.equal(made[0].predictor.out.weight, started[0])
+    assert [row[:3] for row in rows if "," not in row[1]] == [
+        ["image", "aerial", "4"],
+        ["image", "ground", "4"],
+    ]
+    assert not torch.equal(next(made[0].parameters()), started[0])
+
+
+def test_rows_are_kept_and_replaced(people, tmp_path):
+    """Rows of a run replace those of one alike; true label maps know the roll."""
+    kept = tmp_path / "roll.csv"
+    kept.write_text(",".join(roll.COLUMNS) + "\nrays,9,9,0,aerial" + ",0" * 9 + "\n")
+    for _ in range(2):
+        roll.main(["--data", str(people), "--reads", "maps", "--out", str(kept)])
+    with kept.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["reads"] for row in rows].count("rays") == 1
+    maps = {row["view"]: row for row in rows if row["reads"] == "maps"}
+    assert len(maps) == len(rows) - 1
+    assert maps["ground"]["within_90"] == "1.000" and maps["ground"]["images"] == "4"
+    assert float(maps["ground"]["median_error_degrees"]) < 15
+    kept.write_text("a,b\n")
+    with pytest.raises(SystemExit, match="wanted the columns"):
+        roll.main(["--data", str(people), "--reads", "maps", "--out", str(kept)])

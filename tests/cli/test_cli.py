@@ -84,7 +84,8 @@ def test_help_and_version_need_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"gsalign {__version__}" in done.stdout
-    for command in ("info", "data", "train", "eval", "extract", "index", "search", "visualize"):
+    names = ("info", "data", "train", "eval", "study", "extract", "index", "search", "visualize")
+    for command in names:
         assert command in done.stdout
 
 

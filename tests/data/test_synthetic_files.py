@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from gsalign.data.synthetic import (
     BODY_PARTS,
     PARTS,
+    RENDERER_VERSION,
     SyntheticConfig,
     contact_sheet,
     generate,
@@ -243,6 +245,7 @@ def test_read_truth_names_what_is_wrong(tmp_path, small):
         ({"image_size": (64, 8)}, "image_size"),
         ({"image_size": (64, 80)}, "image_size"),
         ({"night_share": 1.5}, "night_share"),
+        ({"aerial_roll": 181.0}, "aerial_roll"),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -255,6 +258,14 @@ def test_config_refuses(changes, message):
 def test_fingerprint_follows_the_settings():
     assert SMALL.fingerprint() == SyntheticConfig(**SMALL.model_dump()).fingerprint()
     assert SMALL.fingerprint() != SMALL.model_copy(update={"night_share": 0.2}).fingerprint()
+
+
+def test_a_full_circle_keeps_the_fingerprint_it_had():
+    # Sets of before the setting are on people's disks.
+    before = SMALL.model_dump(mode="json", exclude={"aerial_roll"})
+    text = json.dumps({"renderer_version": RENDERER_VERSION, **before}, sort_keys=True)
+    assert SMALL.fingerprint() == hashlib.sha256(text.encode()).hexdigest()
+    assert SMALL.fingerprint() != SMALL.model_copy(update={"aerial_roll": 0.0}).fingerprint()
 
 
 def test_renderer_version_is_part_of_the_fingerprint(monkeypatch, small):

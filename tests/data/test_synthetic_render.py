@@ -53,6 +53,31 @@ def test_seed_changes_people_and_pixels(rendered):
     assert not torch.equal(again.images, whole.images[:2])
 
 
+def test_upright_cameras_see_the_same_people_without_roll(rendered):
+    specs, people, whole = rendered
+    upright = render(specs, people, CONFIG.model_copy(update={"aerial_roll": 0.0}))
+    ground = torch.tensor([spec.view == 0 for spec in specs])
+    assert torch.equal(upright.images[ground], whole.images[ground])
+    for now, before in zip(upright.truth, whole.truth, strict=True):
+        assert (now.path, now.elevation, now.heading) == (
+            before.path,
+            before.elevation,
+            before.heading,
+        )
+        assert now.roll == (0.0 if now.view else before.roll)
+    # Seen from the front or from the back, nobody lies on the side any more.
+    tilted = [t for t in upright.truth if 2 <= t.camera <= 5]
+    assert max(abs(t.body_angle) for t in tilted) < 30.0
+
+
+def test_roll_keeps_to_its_range(rendered):
+    specs, people, _ = rendered
+    aerial = [spec for spec in specs if spec.view]
+    some = render(aerial, people, CONFIG.model_copy(update={"aerial_roll": 40.0}))
+    rolls = np.array([t.roll for t in some.truth])
+    assert np.abs(rolls).max() <= 40.0 and rolls.min() < -10.0 and rolls.max() > 10.0
+
+
 def test_size_and_type(rendered):
     specs, people, whole = rendered
     assert whole.images.shape == (len(specs), 128, 64, 3)

@@ -26,6 +26,7 @@ COMPARED_RUNS = {
     "own": ("training.global_losses=false",),
     "global_parts": ("model.parts=2", "model.part_cells=2", "model.losses.part_labels=1"),
     "global_upright": ("model.orientation.enabled=true",),
+    "global_upright_by_parts": ("model.orientation.enabled=true", "model.orientation.reads=parts"),
 }
 
 

@@ -19,7 +19,7 @@ from gsalign.engine.distributed import build_accelerator
 from gsalign.engine.part_teacher import write_part_labels
 from gsalign.engine.testing import measure_parts
 from gsalign.errors import ConfigError, DataError
-from gsalign.model import GSAlign, save_weights
+from gsalign.model import GSAlign, ModelConfig, save_weights
 
 
 @pytest.fixture
@@ -128,6 +128,17 @@ def test_without_maps_the_loss_is_0_and_the_log_says_so(set_with, caplog):
         trainer.train()
     assert trainer.losses["part_labels"].item() == 0.0
     assert f"{root} has no label maps" in caplog.text
+
+
+def test_without_maps_the_roll_cannot_be_learned_from_parts(set_with):
+    root, config, _ = set_with
+    orientation = {"enabled": True, "reads": "parts"}
+    model = {**config.model.model_dump(), "parts": 0, "orientation": orientation}
+    trainer = build_trainer(config.model_copy(update={"model": ModelConfig.model_validate(model)}))
+    with pytest.raises(
+        ConfigError, match=f"{root} has no label maps .* model.orientation.reads=rays"
+    ):
+        trainer.train()
 
 
 def test_maps_that_are_there_stay(set_with):

@@ -9,15 +9,13 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample
 
 from gsalign.model import GSAlign, ModelConfig, load_model, save_weights
-from gsalign.model.orientation import (
-    Uprighting,
-    directions,
+from gsalign.model.orientation import directions, turn, unit
+from gsalign.model.orientation_rays import (
+    UprightingByRays,
     orientation_loss,
     polar,
     standardised,
     targets,
-    turn,
-    unit,
 )
 
 
@@ -102,7 +100,7 @@ def test_rays_go_clockwise_from_the_top():
 
 def test_the_predictor_turns_its_answer_with_the_image(config):
     """Whatever its weights are."""
-    uprighting = Uprighting((32, 32), config.orientation).double()
+    uprighting = UprightingByRays((32, 32), config.orientation).double()
     maps = torch.randn(4, 3, 4, 8, dtype=torch.float64)
     with torch.no_grad():
         before, after = uprighting.predictor(maps), uprighting.predictor(maps.roll(3, dims=3))
@@ -150,7 +148,7 @@ def test_an_aerial_image_without_ground_images_of_the_person_has_no_target():
 
 def test_the_loss_teaches_the_roll(config):
     """On people of three colours the predictor learns to tell it, given ground images alone."""
-    uprighting = Uprighting((32, 32), config.orientation)
+    uprighting = UprightingByRays((32, 32), config.orientation)
     optimizer = torch.optim.AdamW(uprighting.parameters(), lr=1e-2)
     identities, ground = torch.arange(16), torch.zeros(16, dtype=torch.int64)
     people = person(16, seed=3)
@@ -174,7 +172,7 @@ def test_the_loss_teaches_the_roll(config):
 
 def test_label_maps_follow_the_turn_and_come_back(config):
     """As pixels of a picture do; what the turn moved out of the image comes back as unknown."""
-    uprighting = Uprighting((32, 16), config.orientation)
+    uprighting = UprightingByRays((32, 16), config.orientation)
     labels = torch.randint(0, 7, (3, 8, 4), dtype=torch.uint8)
     labels = labels.repeat_interleave(4, 1).repeat_interleave(4, 2)
     labels[:, :4] = 255

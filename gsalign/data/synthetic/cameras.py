@@ -96,12 +96,17 @@ def body_yaw(draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def place_cameras(
-    cameras: Tensor, draws: Draws, points: Tensor, present: Tensor, size: tuple[int, int]
+    cameras: Tensor,
+    draws: Draws,
+    points: Tensor,
+    present: Tensor,
+    size: tuple[int, int],
+    aerial_roll: float = 180.0,
 ) -> Viewpoint:
     """Put every image's camera somewhere and crop the person.
 
-    Camera 1 looks straight down (76°-89°), 2-5 are tilted (32°-66°) and, like camera 1, turned any
-    way round; 6-13 stand on the ground (-2°-14°) within 2.5° of upright.
+    Camera 1 looks straight down (76°-89°), 2-5 are tilted (32°-66°) and, like camera 1, rolled by
+    up to ``aerial_roll``; 6-13 stand on the ground (-2°-14°) within 2.5° of upright.
 
     Args:
         cameras: ``[B]`` int64, 1..13.
@@ -109,6 +114,7 @@ def place_cameras(
         points: ``[B, V, 3]`` the person's vertices in world coordinates, metres.
         present: ``[B, V]`` bool, the vertices that count.
         size: (height, width) of the output.
+        aerial_roll: largest roll of cameras 1-5 either way, degrees.
     """
     nadir = (cameras == 1).float()
     tilted = ((cameras >= 2) & (cameras <= 5)).float()
@@ -119,8 +125,10 @@ def place_cameras(
         + tilted * draws.between("elevation", 32.0, 66.0)
         + ground * draws.between("elevation", -2.0, 14.0)
     ) * degrees
+    # A full circle begins at 0, which gives the angles, and so the pixels, that it always gave.
+    lowest = -aerial_roll if aerial_roll < 180.0 else 0.0
     roll = (
-        (nadir + tilted) * draws.between("roll", 0.0, 360.0)
+        (nadir + tilted) * draws.between("roll", lowest, lowest + 2.0 * aerial_roll)
         + ground * draws.between("roll", -2.5, 2.5)
     ) * degrees
     distance = (nadir + tilted) * draws.between("distance", 16.0, 45.0) + ground * draws.between(

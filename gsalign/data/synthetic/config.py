@@ -30,6 +30,8 @@ class SyntheticConfig(BaseModel):
         image_size: (height, width) in pixels, width about half the height.
         night_share: share of the images taken at night, 0 to 1.
         occlusion_share: share of the images with something in front of the person, 0 to 1.
+        aerial_roll: largest in-plane roll of cameras 1-5 either way, in degrees. 180 is any way
+            round; with 0 the same people are seen from the same places, upright.
         write_parts: write part label maps to ``parts/`` as PNG.
         jpeg_quality: 1 to 95.
     """
@@ -46,6 +48,7 @@ class SyntheticConfig(BaseModel):
     image_size: tuple[int, int] = (128, 64)
     night_share: float = Field(default=0.3, ge=0.0, le=1.0)
     occlusion_share: float = Field(default=0.12, ge=0.0, le=1.0)
+    aerial_roll: float = Field(default=180.0, ge=0.0, le=180.0)
     write_parts: bool = False
     jpeg_quality: int = Field(default=92, ge=1, le=95)
 
@@ -78,7 +81,9 @@ class SyntheticConfig(BaseModel):
 
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of these settings and of the renderer's version."""
-        text = json.dumps(
-            {"renderer_version": RENDERER_VERSION, **self.model_dump(mode="json")}, sort_keys=True
-        )
+        settings = {"renderer_version": RENDERER_VERSION, **self.model_dump(mode="json")}
+        # Younger than sets that are on disk: its default renders what they hold.
+        if self.aerial_roll == SyntheticConfig.model_fields["aerial_roll"].default:
+            del settings["aerial_roll"]
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

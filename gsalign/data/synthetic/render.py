@@ -103,7 +103,7 @@ def render(
     normals = rotate_z(mesh.normal, sin, cos)
     key = str(points.device)
     present = mesh.enabled[:, vertex_slots(key)]
-    view = place_cameras(cameras, draws, points, present, size)
+    view = place_cameras(cameras, draws, points, present, size, config.aerial_roll)
     light = make_light(night, draws)
     blockers = make_blockers(people, pose, light, turn)
 

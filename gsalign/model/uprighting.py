@@ -1,0 +1,47 @@
+"""What turns images upright: the way that a configuration names, and taking it from another run."""
+
+from __future__ import annotations
+
+import os
+
+from gsalign.errors import CheckpointError
+from gsalign.model.config import ModelConfig
+from gsalign.model.orientation import Uprighting
+from gsalign.model.orientation_parts import UprightingByParts
+from gsalign.model.orientation_rays import UprightingByRays
+from gsalign.model.weights import read_state_dict
+
+_PREFIX = "uprighting."
+
+
+def create_uprighting(config: ModelConfig) -> Uprighting:
+    """What predicts the rolls and undoes them, freshly drawn."""
+    if config.orientation.reads == "parts":
+        return UprightingByParts(config.image_size, config.orientation, config.label_groups)
+    return UprightingByRays(config.image_size, config.orientation)
+
+
+def take_uprighting(uprighting: Uprighting, path: str | os.PathLike[str]) -> None:
+    """Take what predicts the rolls from a network of ours; all or nothing.
+
+    Args:
+        uprighting: of the new network; in place.
+        path: file of :func:`gsalign.model.save_weights` of a network that turns images likewise.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or its network turns no images, or turns
+            them in another way.
+    """
+    found = {
+        name.removeprefix(_PREFIX): tensor
+        for name, tensor in read_state_dict(path).items()
+        if name.startswith(_PREFIX)
+    }
+    wanted = {name: tensor.shape for name, tensor in uprighting.state_dict().items()}
+    if {name: tensor.shape for name, tensor in found.items()} != wanted:
+        how = "turns images in another way" if found else "turns no images"
+        raise CheckpointError(
+            f"model.orientation.pretrained {os.fspath(path)}: its network {how}; wanted that of a "
+            "run with the same model.orientation.enabled, reads and sizes"
+        )
+    uprighting.load_state_dict(found)
