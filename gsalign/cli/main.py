@@ -21,10 +21,8 @@ from gsalign.cli import (
     train,
     visualize,
 )
+from gsalign.cli.exit_codes import INTERRUPTED, USER_FAILURE
 from gsalign.errors import GSAlignError
-
-USER_FAILURE = 2
-INTERRUPTED = 130
 
 # Each has add_parser(subparsers): it adds one command and sets its `run`, which takes the parsed
 # arguments and returns an exit code. They import what is heavy inside run, so that --help is quick.

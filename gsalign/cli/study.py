@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gsalign.cli.exit_codes import INTERRUPTED
 from gsalign.errors import ConfigError, GSAlignError
 
 if TYPE_CHECKING:
@@ -163,8 +164,6 @@ class _Session:
             self._write_table()
             self.console.print(f"{outcome.run}: {self._figures(outcome.run)}{self._time_left()}")
             return
-        from gsalign.cli.main import INTERRUPTED
-
         if outcome.code == INTERRUPTED:
             self.console.print(f"{outcome.run}: {outcome.said}")
         else:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from gsalign.model.affine import read_affine
 from gsalign.model.precision import promote
-from gsalign_kernels.compat import warp_image_tps
 
 EVERY = 4
 """Every so many images of a batch are looked at a second time, turned."""
@@ -32,18 +32,7 @@ def turned(images: Tensor, angle: Tensor) -> Tensor:
     """
     aspect = images.shape[3] / images.shape[2]
     cosine, sine = angle.cos(), angle.sin()
-    # A spline without bends: the constant and the slopes of (x, y) are known, nothing to be solved.
-    nothing = torch.zeros_like(cosine)
-    affine = [nothing, nothing, cosine, aspect * sine, -sine / aspect, cosine]
-    none = angle.new_zeros(1, 3, 2)
-    return warp_image_tps(
-        images,
-        none,
-        none,
-        torch.stack(affine, dim=1).unflatten(1, (3, 2)),
-        align_corners=False,
-        padding_mode="border",
-    )
+    return read_affine(images, (cosine, -sine / aspect, aspect * sine, cosine))
 
 
 def equivariance_costs(angles: Tensor, turned_angles: Tensor, turns: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gsalign_kernels.compat import warp_image_tps
+from gsalign.model.affine import read_affine
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -53,18 +53,11 @@ def turn(
         Like ``images``.
     """
     cosine, sine = direction.unbind(dim=1)
-    # A spline without bends: the constant and the slopes of (x, y) are known, nothing to be solved.
-    nothing = torch.zeros_like(cosine)
-    affine = [nothing, nothing, cosine, aspect**2 * sine, -sine, cosine]
-    none = direction.new_zeros(1, 3, 2)
-    return warp_image_tps(
+    return read_affine(
         images,
-        none,
-        none,
-        torch.stack(affine, dim=1).unflatten(1, (3, 2)),
-        align_corners=False,
-        padding_mode=padding_mode,
+        (cosine, -sine, aspect**2 * sine, cosine),
         mode=mode,
+        padding_mode=padding_mode,
     )
 
 
