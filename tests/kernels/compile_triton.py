@@ -133,19 +133,14 @@ def run_conv(dtype, batch, size, prefix, channels, outputs) -> None:
     conv.conv_relu_mean(tokens, weight, torch.zeros(outputs), *size, prefix)
 
 
-# The published layouts; vectors that no 16 divides; one channel or column, which Triton compiles in
-# as a constant; small maps with many control points.
+# Compiled for every target: the published layouts.
 RUNS = [
     # Batch, map, prefix, channels, control points.
     (run_warp_tokens, torch.bfloat16, 4, (16, 8), 2, 768, 4),
     (run_warp_tokens, torch.float32, 4, (16, 8), 2, 768, 4),
-    (run_warp_tokens, torch.float16, 2, (16, 8), 1, 50, 9),
-    (run_warp_tokens, torch.float32, 2, (3, 2), 0, 1, 36),
     # Batch, map, control points, columns, align_corners.
     (run_tps, torch.float32, 4, (64, 32), 25, 2, True),
     (run_tps, torch.float64, 4, (64, 32), 25, 2, True),
-    (run_tps, torch.float32, 4, (5, 3), 4, 5, False),
-    (run_tps, torch.float64, 4, (5, 3), 4, 1, False),
     # Batch, control points, columns.
     (run_tps_solve, torch.float32, 4, 4, 2),
     (run_tps_solve, torch.float32, 4, 25, 512),
@@ -154,8 +149,6 @@ RUNS = [
     # Batch, channels, size, control points, mode, padding, align_corners, channels-last.
     (run_warp_image, torch.float32, 4, 3, (256, 128), 25, 0, 0, True, False),
     (run_warp_image, torch.bfloat16, 4, 64, (64, 32), 25, 0, 2, False, True),
-    (run_warp_image, torch.float16, 2, 50, (33, 17), 9, 0, 2, True, False),
-    (run_warp_image, torch.float32, 2, 1, (5, 3), 9, 1, 1, False, False),
     # Batch, parts, positions, channels, shared, mode, activation, background, visibility.
     (run_pool, torch.float32, 4, 6, 128, 768, False, 0, 0, False, 0),
     (run_pool, torch.bfloat16, 4, 6, 128, 768, False, 0, 0, False, 0),
@@ -163,14 +156,21 @@ RUNS = [
     # Batch, size, prefix, channels, outputs.
     (run_conv, torch.float32, 2, (16, 8), 2, 768, 256),
     (run_conv, torch.bfloat16, 2, (16, 8), 2, 768, 256),
-    (run_conv, torch.float16, 2, (3, 5), 0, 21, 9),
     # Batch, channels.
     (run_prototype, torch.float32, 128, 768),
+]
+# Compiled for one target, as each takes seconds: vectors that no 16 divides; one channel or column,
+# which Triton compiles in as a constant; small maps with many control points; ways of the pooling.
+RUNS_ONCE = [
+    (run_warp_tokens, torch.float16, 2, (16, 8), 1, 50, 9),
+    (run_warp_tokens, torch.float32, 2, (3, 2), 0, 1, 36),
+    (run_tps, torch.float32, 4, (5, 3), 4, 5, False),
+    (run_tps, torch.float64, 4, (5, 3), 4, 1, False),
+    (run_warp_image, torch.float16, 2, 50, (33, 17), 9, 0, 2, True, False),
+    (run_warp_image, torch.float32, 2, 1, (5, 3), 9, 1, 1, False, False),
+    (run_conv, torch.float16, 2, (3, 5), 0, 21, 9),
     (run_prototype, torch.float32, 5, 1),
     (run_prototype, torch.float32, 5000, 301),
-]
-# Compiled for one target alone: the pooling has many variants, and each takes seconds.
-RUNS_ONCE = [
     (run_pool, torch.bfloat16, 4, 1, 128, 768, True, 1, 0, False, 0),
     (run_pool, torch.float16, 4, 8, 128, 768, False, 2, 2, False, 0),
     (run_pool, torch.float32, 4, 8, 128, 768, False, 2, 0, False, 0),
