@@ -260,6 +260,15 @@ EXTENSIONS, REPORT, BUILD_EXT = plan()
 class BuildExt(BUILD_EXT):
     """Builds the extensions, then prints and keeps the report."""
 
+    def finalize_options(self) -> None:
+        """Keep objects where any later build of this checkout finds them.
+
+        An editable install would have them in a temporary folder and compile all of them each time.
+        """
+        super().finalize_options()
+        name = f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+        self.build_temp = str(ROOT / "build" / name)
+
     def run(self) -> None:
         """Build, print the report last, and leave it beside the modules it speaks of."""
         super().run()
