@@ -118,9 +118,9 @@ class AngleMonitor:
             self._last = output[1].detach()
 
     def _keep_direction(
-        self, module: nn.Module, arguments: object, output: tuple[Tensor, Tensor]
+        self, module: nn.Module, arguments: object, output: tuple[Tensor, Tensor | None]
     ) -> None:
-        if module.training:
+        if module.training and output[1] is not None:
             self._direction = output[1].detach()
 
     @torch.no_grad()

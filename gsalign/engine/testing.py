@@ -304,7 +304,9 @@ def measure_rolls(
         DataError: the truth of an image is missing or damaged.
     """
     layers = network.config.ltps_layers
-    if not (layers or network.uprighting) or not (root / TRUTH_FILE).is_file():
+    if not (layers or network.config.orientation.turns_images):
+        return None
+    if not (root / TRUTH_FILE).is_file():
         return None
     truth = {root / row.path: math.radians(row.roll) for row in read_truth(root)}
     collected: dict[str, list[Tensor]] = {}

@@ -73,12 +73,15 @@ class HeadsConfig(_Section):
 
 
 class OrientationConfig(_Section):
-    """Turning every image upright before the patch embedding; an extension, off by default.
+    """Aligning every image before the patch embedding; an extension, off by default.
 
     See ``gsalign.model.orientation`` and docs/alignment.md.
 
     Attributes:
-        enabled: whether images are turned, and the predictor of their roll trained.
+        enabled: whether images are aligned, and the predictor of their roll trained.
+        turns: whether alignment turns images upright.
+        cuts_out: whether it makes grey what is not seen of the person, as far as the predictor
+            knows; only what reads parts does.
         reads: what the roll is read from: ``"rays"`` of a polar map, learned from upright ground
             images; or the ``"parts"`` of the body, learned from label maps, which training then
             needs.
@@ -93,6 +96,8 @@ class OrientationConfig(_Section):
     """
 
     enabled: bool = False
+    turns: bool = True
+    cuts_out: bool = False
     reads: Literal["rays", "parts"] = "rays"
     rings: Positive = 16
     rays: Annotated[int, Field(ge=4)] = 32
@@ -102,9 +107,28 @@ class OrientationConfig(_Section):
     pretrained: str | None = None
 
     @property
+    def turns_images(self) -> bool:
+        """Whether images are turned, so that there are rolls to speak of."""
+        return self.enabled and self.turns
+
+    @property
     def learns_from_labels(self) -> bool:
         """Whether training needs label maps for it."""
         return self.enabled and self.reads == "parts" and self.pretrained is None
+
+    @model_validator(mode="after")
+    def _can_do_what_it_is_asked(self) -> OrientationConfig:
+        if self.cuts_out and self.reads != "parts":
+            raise ValueError(
+                f"cuts_out needs reads 'parts', got {self.reads!r}: rays do not tell which pixels "
+                "are of the person"
+            )
+        if not (self.turns or self.cuts_out):
+            raise ValueError(
+                "turns and cuts_out are both off, so images would stay as they are: set one of "
+                "them, or enabled to false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _reaches_both_ways(self) -> OrientationConfig:
@@ -217,13 +241,6 @@ class ModelConfig(_Section):
         return self
 
     def _check_orientation(self) -> None:
-        height, width = self.image_size
-        by_parts = self.orientation.enabled and self.orientation.reads == "parts"
-        if by_parts and (height % 2 or width % 2):
-            raise ValueError(
-                f"image_size {height}x{width} must be of even numbers for orientation.reads parts: "
-                "a part has cells of two by two pixels at least"
-            )
         if not self.orientation.learns_from_labels:
             return
         if self.label_groups not in LABEL_GROUPS:

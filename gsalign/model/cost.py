@@ -11,7 +11,7 @@ from gsalign.model.config import ModelConfig
 from gsalign.model.network import GSAlign
 from gsalign_kernels import use_kernels
 
-TURN, PATCHES, BLOCKS = "roll", "patch embedding", "ViT blocks"
+ALIGNMENT, PATCHES, BLOCKS = "alignment", "patch embedding", "ViT blocks"
 LTPS, PARTS = "LTPS", "parts"
 
 
@@ -52,7 +52,7 @@ def count_cost(config: ModelConfig) -> dict[str, Cost]:
 
     lazy, full = _macs(model, images, False), _macs(model, images, True)
     names = {
-        TURN: ("uprighting.",),
+        ALIGNMENT: ("uprighting.",),
         PATCHES: ("backbone.patch_embed.",),
         "tokens and positions": ("backbone.class_", "backbone.view_", "backbone.position"),
         BLOCKS: ("backbone.blocks.",),
@@ -82,8 +82,8 @@ def _macs(model: GSAlign, images: torch.Tensor, all_tokens: bool) -> dict[str, i
     all_tokens = all_tokens or model.parts is not None
     with use_kernels("reference"), torch.no_grad(), counter:
         if model.uprighting is not None:
-            model.uprighting.direction(images)
-        turn = counter.get_total_flops()
+            model.uprighting.see(images)
+        aligned = counter.get_total_flops()
         patches = model.backbone.patches(images)
         before = counter.get_total_flops()
         tokens, _ = model.backbone(patches, all_tokens=all_tokens)
@@ -97,5 +97,11 @@ def _macs(model: GSAlign, images: torch.Tensor, all_tokens: bool) -> dict[str, i
         if name.rpartition(".")[0].endswith("ltps") and name.rpartition(".")[2].isdecimal()
     )
     after = counter.get_total_flops() - before - backbone
-    flops = {TURN: turn, PATCHES: before - turn, BLOCKS: backbone - ltps, LTPS: ltps, PARTS: after}
+    flops = {
+        ALIGNMENT: aligned,
+        PATCHES: before - aligned,
+        BLOCKS: backbone - ltps,
+        LTPS: ltps,
+        PARTS: after,
+    }
     return {name: count // 2 for name, count in flops.items()}

@@ -102,7 +102,7 @@ class GSAlign(nn.Module):
             )
 
     def _upright(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The images turned upright, and how they were turned, where the network does that."""
+        """The images aligned, and how they were turned, where the network does that."""
         return (images, None) if self.uprighting is None else self.uprighting(images)
 
     def _features(

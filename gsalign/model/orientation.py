@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gsalign.model.affine import read_affine
+from gsalign.model.config import OrientationConfig
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -64,19 +65,35 @@ def turn(
 class Uprighting(nn.Module, ABC):
     """Predicts every image's roll and undoes it; how it is predicted and learned is a subclass's.
 
-    The predictor learns from :meth:`loss` alone: images are turned by directions without gradient.
+    By choice it cuts the person out, too, or does that alone. The predictor learns from
+    :meth:`loss` alone: images are aligned by what it says without gradient.
 
     Args:
         image_size: (height, width) of the images.
+        config: what is done to images.
     """
 
-    def __init__(self, image_size: tuple[int, int]) -> None:
+    def __init__(self, image_size: tuple[int, int], config: OrientationConfig) -> None:
         super().__init__()
         self.aspect = image_size[1] / image_size[0]
+        self.turns = config.turns
+        self.cuts_out = config.cuts_out
 
     @abstractmethod
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The roll, and which pixels are of the person.
+
+        Args:
+            images: ``[B, 3, H, W]``.
+
+        Returns:
+            (cos, sin) of the roll, ``[B, 2]``, and the share of the person in every pixel,
+            ``[B, 1, H, W]``, or None where that is not asked for; float32 or float64.
+        """
+
     def direction(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W] -> [B, 2]``, (cos, sin) of the roll, float32 or float64."""
+        return self.see(images)[0]
 
     @abstractmethod
     def look(self, images: Tensor, part_labels: Tensor | None) -> tuple[Tensor, ...]:
@@ -103,15 +120,30 @@ class Uprighting(nn.Module, ABC):
             Scalar of at least 0.
         """
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Turned images ``[B, 3, H, W]`` and the directions they had, ``[B, 2]``; no gradient."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Aligned images ``[B, 3, H, W]`` and the directions they had, ``[B, 2]``; no gradient.
+
+        The directions are None where nothing is turned.
+        """
         with torch.no_grad():
-            direction = self.direction(images)
+            direction, person = self.see(images)
+            if person is not None:
+                images = images * person.to(images.dtype)
+            if not self.turns:
+                return images, None
             return self.turn(images, direction), direction
 
     def turn(self, images: Tensor, direction: Tensor, *, mode: str = "bilinear") -> Tensor:
         """Undo given rolls, rigidly in pixels; see :func:`turn`."""
-        return turn(images, direction.to(images.dtype), aspect=self.aspect, mode=mode)
+        # Who was cut out stands before grey, which goes on beyond the border; the feet do not.
+        padding_mode = "zeros" if self.cuts_out else "border"
+        return turn(
+            images,
+            direction.to(images.dtype),
+            aspect=self.aspect,
+            mode=mode,
+            padding_mode=padding_mode,
+        )
 
     def turn_labels(self, labels: Tensor, direction: Tensor) -> Tensor:
         """Turn label maps, uint8 ``[B, H, W]``, as the images were turned."""

@@ -64,7 +64,7 @@ def _middles(size: int, like: Tensor) -> Tensor:
 
 
 class PartFinder(nn.Module):
-    """Head, torso and legs in a small image: three times coarser, twice finer again.
+    """Head, torso and legs in a small image: three times coarser, three times finer again.
 
     Args:
         width: channels of the finest of its four scales; a multiple of 4.
@@ -79,15 +79,19 @@ class PartFinder(nn.Module):
         self.from_4 = nn.Conv2d(4 * width, 4 * width, 1)
         self.to_2 = _stage(4 * width, 2 * width)
         self.from_2 = nn.Conv2d(2 * width, 2 * width, 1)
-        self.last = _stage(2 * width, 2 * width)
-        self.out = nn.Conv2d(2 * width, 4, 1)
+        self.to_1 = _stage(2 * width, width)
+        self.from_1 = nn.Conv2d(width, width, 1)
+        self.last = _stage(width, width)
+        self.out = nn.Conv2d(width, 4, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``[B, 3, h, w]`` with even h and w to logits ``[B, 4, h / 2, w / 2]``."""
-        half = self.at_2(self.at_1(images))
+        """``[B, 3, h, w]`` to logits ``[B, 4, h, w]``."""
+        whole = self.at_1(images)
+        half = self.at_2(whole)
         quarter = self.at_4(half)
         seen = _enlarged(self.at_8(quarter), quarter) + self.from_4(quarter)
         seen = _enlarged(self.to_2(seen), half) + self.from_2(half)
+        seen = _enlarged(self.to_1(seen), whole) + self.from_1(whole)
         logits: Tensor = self.out(self.last(seen))
         return logits
 
@@ -107,11 +111,13 @@ def _enlarged(maps: Tensor, like: Tensor) -> Tensor:
 class UprightingByParts(Uprighting):
     """Finds the parts of the body, and turns the direction in which they rise upwards.
 
+    What is found to be of the body can be cut out.
+
     An image is looked at twice, the second time upside down, and the shares are averaged: the
     answer to an image upside down is the opposite of that to the image, whatever the weights are.
 
     Args:
-        image_size: (height, width) of the images, even numbers.
+        image_size: (height, width) of the images.
         config: of the finder.
         label_groups: in how many groups label maps come, a key of :data:`GROUPS`; 0 where none do.
     """
@@ -119,7 +125,7 @@ class UprightingByParts(Uprighting):
     def __init__(
         self, image_size: tuple[int, int], config: OrientationConfig, label_groups: int
     ) -> None:
-        super().__init__(image_size)
+        super().__init__(image_size, config)
         self.reduction = look_reduction(image_size)
         self.finder = PartFinder(config.finder_width)
         self.groups = GROUPS.get(label_groups, ())
@@ -137,11 +143,16 @@ class UprightingByParts(Uprighting):
         looks = self.logits(images), self.logits(images.flip(2, 3)).flip(2, 3)
         return torch.stack([look.softmax(dim=1) for look in looks]).mean(dim=0)
 
-    def direction(self, images: Tensor) -> Tensor:
-        """See :meth:`Uprighting.direction`; upright where no body is found."""
-        up, right = body_axis(self.shares(images), self.aspect).unbind(dim=1)
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`Uprighting.see`; upright where no body is found."""
+        shares = self.shares(images)
+        up, right = body_axis(shares, self.aspect).unbind(dim=1)
         # So little tells nothing of a body, but turns an image of which nothing else is known.
-        return functional.normalize(torch.stack([up + 1e-4, right], dim=1))
+        direction = functional.normalize(torch.stack([up + 1e-4, right], dim=1))
+        if not self.cuts_out:
+            return direction, None
+        person = 1 - shares[:, :1]
+        return direction, functional.interpolate(person, size=images.shape[2:], mode="bilinear")
 
     def look(self, images: Tensor, part_labels: Tensor | None) -> tuple[Tensor]:
         """Costs of the label maps, see :func:`gsalign.model.losses.part_label_costs`.
@@ -156,9 +167,7 @@ class UprightingByParts(Uprighting):
                 "part_labels is None, wanted label maps of the images: model.orientation.reads "
                 "'parts' learns from them; without any take 'rays'"
             )
-        start, step = self.reduction // 2, self.reduction
-        labels = _parts_of(part_labels[:, start::step, start::step], self.groups)
-        labels = _every_other_upside_down(labels)
+        labels = _every_other_upside_down(_parts_of(part_labels, self.groups))
         logits = self.logits(_every_other_upside_down(images.detach()))
         grid = (logits.shape[2], logits.shape[3])
         return (losses.part_label_costs(logits.flatten(2), labels, grid),)
@@ -175,8 +184,8 @@ def look_reduction(image_size: tuple[int, int]) -> int:
     reduction = 1
     while (
         height >= 2 * reduction * LOOK_ROWS
-        and height % (4 * reduction) == 0
-        and width % (4 * reduction) == 0
+        and height % (2 * reduction) == 0
+        and width % (2 * reduction) == 0
     ):
         reduction *= 2
     return reduction

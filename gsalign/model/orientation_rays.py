@@ -125,17 +125,16 @@ class UprightingByRays(Uprighting):
     """
 
     def __init__(self, image_size: tuple[int, int], config: OrientationConfig) -> None:
-        super().__init__(image_size)
+        super().__init__(image_size, config)
         self.predictor = OrientationPredictor(config)
 
     def maps(self, images: Tensor) -> Tensor:
         """What the predictor looks at: ``[B, 3, H, W] -> [B, 3, R, T]``."""
         return polar(images, self.predictor.rings, self.predictor.rays)
 
-    def direction(self, images: Tensor) -> Tensor:
-        """See :meth:`Uprighting.direction`."""
-        prediction: Tensor = self.predictor(self.maps(images))
-        return prediction
+    def see(self, images: Tensor) -> tuple[Tensor, None]:
+        """See :meth:`Uprighting.see`."""
+        return self.predictor(self.maps(images)), None
 
     def look(self, images: Tensor, part_labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Polar maps ``[B, 3, R, T]`` without gradient, and the predictor's directions."""

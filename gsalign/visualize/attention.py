@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from gsalign.data import ImageRecord
 from gsalign.model import GSAlign
-from gsalign.visualize.looking import image_label, look_at, turned_note
+from gsalign.visualize.looking import aligned_note, image_label, look_at
 from gsalign.visualize.rollout import HEADS, Heads, attention_inputs, maps_of, roll_out
 from gsalign.visualize.style import QUIET, house_style, new_figure, save_figure
 
@@ -93,7 +93,7 @@ def attention_maps(
         bar.set_label("times an even share", fontsize=8.5)
         bar.outline.set_visible(False)  # type: ignore[operator]
         bar.ax.tick_params(labelsize=8, length=0)
-        notes = [f"roll-out of attention, {heads} over heads", turned_note(network)]
+        notes = [f"roll-out of attention, {heads} over heads", aligned_note(network)]
         figure.supxlabel("; ".join(filter(None, notes)), fontsize=8.5, color=QUIET)
         if title:
             figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")

@@ -35,7 +35,7 @@ def look_at(network: GSAlign, records: Sequence[ImageRecord]) -> tuple[Tensor, F
         records: the images.
 
     Returns:
-        Pixels uint8 ``[B, H, W, 3]`` on the CPU, turned as the network turns them, and what it
+        Pixels uint8 ``[B, H, W, 3]`` on the CPU, aligned as the network aligns them, and what it
         sees, on its device.
 
     Raises:
@@ -46,8 +46,8 @@ def look_at(network: GSAlign, records: Sequence[ImageRecord]) -> tuple[Tensor, F
     images = images.to(next(network.parameters()).device)
     with evaluating(network):
         output = network.forward_features(images)
-        if network.uprighting is not None and output.direction is not None:
-            images = network.uprighting.turn(images, output.direction)
+        if network.uprighting is not None:
+            images, _ = network.uprighting(images)
     return denormalize(images).permute(0, 2, 3, 1).cpu(), output
 
 
@@ -65,6 +65,6 @@ def image_label(record: ImageRecord) -> str:
     return f"{name[:cut]}\n{rest if len(rest) <= _LINE else '…' + rest[1 - _LINE :]}"
 
 
-def turned_note(network: GSAlign) -> str:
-    """What to say below images that the network has turned; empty where it turns none."""
-    return "" if network.uprighting is None else "images are shown as the network turned them"
+def aligned_note(network: GSAlign) -> str:
+    """What to say below images that the network has aligned; empty where it aligns none."""
+    return "" if network.uprighting is None else "images are shown as the network aligned them"

@@ -15,7 +15,7 @@ from torch import Tensor
 from gsalign.data import ImageRecord
 from gsalign.model import GSAlign
 from gsalign.model.ltps import LTPS, rotated
-from gsalign.visualize.looking import image_label, look_at, turned_note
+from gsalign.visualize.looking import aligned_note, image_label, look_at
 from gsalign.visualize.style import INK, QUIET, house_style, new_figure, save_figure
 from gsalign.visualize.warped import warped_images
 
@@ -99,7 +99,7 @@ def ltps_grids(
         notes = (
             "white: the patch map   yellow: where the warp reads it   dots: control points   "
             f"{'below' if in_rows else 'beside'}: the image read like that",
-            turned_note(network),
+            aligned_note(network),
         )
         figure.supxlabel("\n".join(filter(None, notes)), fontsize=8.5, color=QUIET)
         if title:

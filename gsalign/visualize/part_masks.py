@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from gsalign.data import ImageRecord
 from gsalign.data.synthetic import PART_GROUPS, part_groups
 from gsalign.model import GSAlign
-from gsalign.visualize.looking import image_label, look_at, turned_note
+from gsalign.visualize.looking import aligned_note, image_label, look_at
 from gsalign.visualize.style import FAINT, INK, SERIES, house_style, new_figure, save_figure
 
 OPACITY = 0.72
@@ -79,7 +79,7 @@ def part_masks(
                 Patch(color=part_colour(part), label=name)
                 for part, name in enumerate(_names(network))
             ],
-            title="; ".join(filter(None, (_NOTE, turned_note(network)))),
+            title="; ".join(filter(None, (_NOTE, aligned_note(network)))),
             title_fontproperties={"size": 8.5, "weight": "normal"},
             loc="outside lower center",
             ncols=parts,

@@ -38,7 +38,7 @@ def test_products_by_hand():
     tokens, patches, width = 10, 8, 16
     assert costs["patch embedding"].macs == patches * 3 * 8 * 8 * width
     # A convolution of three colours by ring, a weight for every channel, the first harmonic.
-    assert costs["roll"].macs == 8 * (3 * 4 * 3 * 5 + 5 + 2)
+    assert costs["alignment"].macs == 8 * (3 * 4 * 3 * 5 + 5 + 2)
     linear = tokens * width * (3 * width + width + 2 * 4 * width)
     assert costs["ViT blocks"].macs == linear + 2 * tokens * tokens * width
     assert costs["LTPS"].macs == pytest.approx(patches * width * 9 * 8 + 8 * 4 + 4, rel=0.02)

@@ -186,14 +186,14 @@ def test_attention_is_drawn_over_the_images(tmp_path, dataset, panels):
             assert drawn.get_extent() == [-0.5, size[1] - 0.5, size[0] - 0.5, -0.5]
     told = texts(figure)
     assert {"attention", "image", "class token", "view token", "times an even share"} <= set(told)
-    assert "as the network turned them" not in " ".join(told)
+    assert "as the network aligned them" not in " ".join(told)
 
 
 def test_a_picture_of_turned_images_says_so(tmp_path, dataset, panels):
     model = network(orientation={"enabled": True})
     attention_maps(model, dataset.query.records[:1], tmp_path / "attention.png", heads="max")
     told = " ".join(texts(panels[0]))
-    assert "max over heads; images are shown as the network turned them" in told
+    assert "max over heads; images are shown as the network aligned them" in told
 
 
 def test_attention_over_nothing_or_in_an_unknown_way_is_refused(tmp_path, dataset):
