@@ -12,10 +12,10 @@ REACH = 0.25
 """How far a control point may move along each axis, over the distance of its neighbours.
 
 Neighbours then keep half of their distance along the axis that parts them, and come to differ by no
-more than as much along the other. So any three corners of a cell of the grid keep their orientation:
-no two points meet, no side passes another, and a cell keeps its shape of a convex quadrilateral.
-Beyond a quarter corners may pass the diagonal between their neighbours. The learned points, to which
-offsets are added, are free; this holds as long as they are on the grid, and turns leave it alone.
+more than that along the other. So any three corners of a cell of the grid keep their orientation:
+points do not meet, sides do not cross, and a cell stays a convex quadrilateral. Beyond a quarter a
+corner may pass the line between its two neighbours. All this is of points on the grid; the learned
+ones, to which offsets are added, are free. The turn that follows changes none of it.
 """
 
 
