@@ -150,7 +150,7 @@ class LTPS(nn.Module):
         self.size = size
         self.eta = config.eta
         self.control_points = config.control_points
-        self.aspect_true = config.aspect_true
+        self.by_points = config.aspect_true or config.points_per_image
         # ±1 are the centres of the outermost patches.
         self.aspect = (size[1] - 1) / (size[0] - 1) if config.aspect_true else 1.0
         points = control_grid(config.control_points)
@@ -172,7 +172,7 @@ class LTPS(nn.Module):
         # Whatever kernels are asked for: they are for the tokens' device, and this is on the CPU.
         points = control_grid(self.control_points)
         exact = {"basis": gsalign_kernels.tps_basis(points, self.size, implementation="auto")}
-        if self.aspect_true or self.offsets is not None:
+        if self.by_points:
             exact |= {"control": points, "splines": unit_splines(points)}
         learned = self.source_points
         dtype = torch.float64 if learned.dtype == torch.float64 else torch.float32
@@ -245,7 +245,7 @@ class LTPS(nn.Module):
             Tokens of the same shape, class and view unchanged.
         """
         points, angle = self.points(offsets), angle.to(self.basis.dtype)
-        if self.aspect_true or self.offsets is not None:
+        if self.by_points:
             with without_autocast(tokens):
                 values = rotated(points, angle, self.aspect)
             return warp_tokens_by_points(
