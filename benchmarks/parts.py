@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         owners += [(block.mlp, "forward", "MLP")]
     for ltps in backbone.ltps.values():
         owners += [(ltps.predictor.conv, "forward", "convolution")]
-        owners += [(ltps.predictor, "angle", "warp")]
+        owners += [(ltps.predictor, "features_of", "warp"), (ltps.predictor, "angle", "warp")]
 
     def embed(way: Any) -> None:
         half = torch.autocast("cpu", torch.bfloat16) if options.bfloat16 else nullcontext()

@@ -28,12 +28,18 @@ class PublishedWay:
         network: whose parameters are used; its mode decides as it does there.
 
     Raises:
-        ValueError: the network has body parts, which the published one has not.
+        ValueError: the network has body parts or another warp than the published one.
     """
 
     def __init__(self, network: GSAlign) -> None:
         if network.parts is not None:
             raise ValueError("network: the published one has no body parts, this one has")
+        ltps = network.config.ltps
+        if ltps.aspect_true or ltps.points_per_image:
+            raise ValueError(
+                "network: the published one turns control points that images share in [-1, 1]^2; "
+                "set ltps.aspect_true and ltps.points_per_image to false"
+            )
         self.network = network
         self.warps = {name: _Warp(ltps) for name, ltps in network.backbone.ltps.items()}
         self.kept: list[Tensor] = []
@@ -136,7 +142,7 @@ class _Warp:
         patches = patches.contiguous()
         response = ltps.predictor.conv(patches).relu()
         response = response.mean(dim=(2, 3), dtype=self.terms.dtype)
-        angle = ltps.predictor.angle(response).to(self.terms.dtype)
+        angle = ltps.predictor.angle(ltps.predictor.features_of(response)).to(self.terms.dtype)
         cosine, sine = angle.cos(), angle.sin()
         rotation = torch.stack([cosine, -sine, sine, cosine], dim=-1).view(batch, 2, 2)
         points = ltps.source_points.to(self.terms.dtype).expand(batch, -1, -1)

@@ -37,10 +37,12 @@ class AngleStatistics:
         std: spread over the images of the batch.
         absolute: mean of the absolute value.
         moved: of the control points, root mean square distance from the regular grid, whose map
-            reaches from -1 to 1.
+            reaches from -1 to 1; over those of all images, where each has its own.
         clamped: share of the map's positions that are read beyond its border, by more than a
             tenth of a patch.
         full_circle: whether the angle goes all round, so that it has no limit to run to.
+        points_std: of the control points, root mean square distance from their mean over the
+            images; None where these share them.
     """
 
     mean: float
@@ -49,6 +51,7 @@ class AngleStatistics:
     moved: float = 0.0
     clamped: float = 0.0
     full_circle: bool = False
+    points_std: float | None = None
 
     @property
     def state(self) -> str:
@@ -64,22 +67,27 @@ def atan2_of(direction: Tensor) -> Tensor:
     return torch.atan2(direction[..., 1].float(), direction[..., 0].float())
 
 
-def _figures(angles: Tensor, warp: LTPS | None = None) -> Tensor:
-    """Those of :class:`AngleStatistics` over ``[B]``, ``[5]`` on the device of the angles."""
+def _figures(angles: Tensor, warp: LTPS | None = None, offsets: Tensor | None = None) -> Tensor:
+    """Those of :class:`AngleStatistics` over ``[B]``, ``[6]`` on the device of the angles."""
+    told = [angles.mean(), angles.std(correction=0), angles.abs().mean()]
     zero = angles.new_zeros(())
-    moved, clamped = (zero, zero) if warp is None else _warp_of(warp, angles)
-    return torch.stack(
-        [angles.mean(), angles.std(correction=0), angles.abs().mean(), moved, clamped]
-    )
+    told += (zero, zero) if warp is None else _warp_of(warp, angles, offsets)
+    told.append(zero if offsets is None else _length(offsets - offsets.mean(dim=0)))
+    return torch.stack(told)
 
 
-def _warp_of(module: LTPS, angles: Tensor) -> tuple[Tensor, Tensor]:
+def _length(vectors: Tensor) -> Tensor:
+    """Root mean square length of ``[..., 2]``."""
+    return vectors.square().sum(dim=-1).mean().sqrt()
+
+
+def _warp_of(module: LTPS, angles: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
     """How far the control points have moved, and the share of positions beyond the border."""
     regular = control_grid(module.control_points).to(angles.device)
-    moved = (module.source_points.double() - regular).square().sum(dim=1).mean().sqrt()
+    moved = _length(module.points(offsets).double() - regular)
     # The step may just have thrown them to infinity: the next loss tells, and JSON has no infinity.
     moved = moved.to(angles).nan_to_num(nan=torch.finfo(angles.dtype).max)
-    grid = module.sampling_grid(angles)
+    grid = module.sampling_grid(angles, offsets)
     rows, columns = module.size
     patch = grid.new_tensor([2 / max(columns - 1, 1), 2 / max(rows - 1, 1)])
     beyond = (grid.abs() > 1 + TOLERANCE * patch).any(dim=-1)
@@ -106,6 +114,7 @@ class AngleMonitor:
             set(self._layers) if model.config.ltps.angle == "direction" else set()
         )
         self._last: Tensor | None = None
+        self._offsets: Tensor | None = None
         self._direction: Tensor | None = None
         self._told: dict[str, str] = {}
         # Not of the LTPS layers: what is computed again in the backward pass has no hooks.
@@ -113,9 +122,16 @@ class AngleMonitor:
         if model.uprighting is not None:
             model.uprighting.register_forward_hook(self._keep_direction)
 
-    def _keep(self, module: nn.Module, arguments: object, output: tuple[Tensor, Tensor]) -> None:
+    def _keep(
+        self,
+        module: nn.Module,
+        arguments: object,
+        output: tuple[Tensor, Tensor, Tensor | None],
+    ) -> None:
         if module.training:
-            self._last = output[1].detach()
+            _, angles, offsets = output
+            self._last = angles.detach()
+            self._offsets = None if offsets is None else offsets.detach()
 
     def _keep_direction(
         self, module: nn.Module, arguments: object, output: tuple[Tensor, Tensor | None]
@@ -134,19 +150,28 @@ class AngleMonitor:
         if self._direction is not None:
             rows[IMAGE] = _figures(atan2_of(self._direction))
         if self._last is not None:
-            for (layer, module), angles in zip(
-                self._layers.items(), self._last.float(), strict=True
+            own = [None] * len(self._layers) if self._offsets is None else self._offsets.float()
+            for (layer, module), angles, offsets in zip(
+                self._layers.items(), self._last.float(), own, strict=True
             ):
-                rows[layer] = _figures(angles, module)
+                rows[layer] = _figures(angles, module, offsets)
         if not rows:
             return {}
         # All in one copy, the only time that the host waits.
         figures = torch.stack(list(rows.values())).tolist()
         return {
             layer: AngleStatistics(
-                mean, std, absolute, moved, clamped, full_circle=layer in self._full_circle
+                mean,
+                std,
+                absolute,
+                moved,
+                clamped,
+                full_circle=layer in self._full_circle,
+                points_std=None if layer == IMAGE or self._offsets is None else points_std,
             )
-            for layer, (mean, std, absolute, moved, clamped) in zip(rows, figures, strict=True)
+            for layer, (mean, std, absolute, moved, clamped, points_std) in zip(
+                rows, figures, strict=True
+            )
         }
 
     def warn(self, statistics: dict[str, AngleStatistics]) -> None:

@@ -9,6 +9,7 @@ from gsalign.model import GSAlign, ModelConfig, load_model, load_published
 
 # What two configurations of the same function have in common.
 _SHAPING = ("image_size", "patch_size", "width", "depth", "num_heads", "mlp_ratio", "num_views")
+_LTPS_FORMS = ("angle", "aspect_true", "points_per_image")
 
 
 def load_network(checkpoint: Path, config: ModelConfig, *, compare: bool = True) -> GSAlign:
@@ -50,7 +51,7 @@ def _compare(checkpoint: Path, found: ModelConfig, wanted: ModelConfig) -> None:
     elif found.ltps_layers:
         differing += [
             f"ltps.{name} {getattr(found.ltps, name)} instead of {getattr(wanted.ltps, name)}"
-            for name in ("control_points", "eta", "hidden", "angle", "aspect_true")
+            for name in ("control_points", "eta", "hidden", *_LTPS_FORMS)
             if getattr(found.ltps, name) != getattr(wanted.ltps, name)
         ]
     if differing:

@@ -4,7 +4,8 @@ Every line has ``kind`` (``"train"`` or ``"evaluation"``), ``iteration`` (iterat
 ``epoch`` (epochs done, a fraction). A ``train`` line has the means since the line before it:
 ``total_loss``, ``losses`` (name to weighted loss), ``lr``, ``time`` and ``data_time`` (seconds per
 iteration), ``max_mem`` (MB), ``angles`` (layer to mean and spread of the LTPS angle in the last
-batch, radians). An ``evaluation`` line has ``split`` (``"test"`` or ``"validation"``) and
+batch, radians, and what :class:`gsalign.engine.angles.AngleStatistics` has besides). An
+``evaluation`` line has ``split`` (``"test"`` or ``"validation"``) and
 ``protocols``: name to ``Rank-1``, ``Rank-5``, ``Rank-10``, ``mAP``, ``mINP``, ``metric`` (percent,
 null where no query is valid) and the counts ``queries``, ``valid_queries``, ``gallery``. That of
 the test has ``threshold`` where there is a validation split: the cosine ``distance`` up to which

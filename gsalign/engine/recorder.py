@@ -47,11 +47,17 @@ def angle_line(angles: Mapping[str, AngleStatistics]) -> str:
     degrees = 57.29577951308232
     told = (
         f"{layer}: {angle.mean * degrees:+.1f}±{angle.std * degrees:.1f}"
-        + (f" ({angle.moved:.3f}, {angle.clamped:.0%})" if layer != IMAGE else "")
+        + (f" ({_points_moved(angle)}, {angle.clamped:.0%})" if layer != IMAGE else "")
         for layer, angle in angles.items()
     )
     heading = "angle by layer (degrees, mean±std over the batch; control points moved, clamped)"
     return f"LTPS {heading}  {'  '.join(told)}"
+
+
+def _points_moved(angle: AngleStatistics) -> str:
+    """From the regular grid, with the spread over the images where each has points of its own."""
+    spread = "" if angle.points_std is None else f"±{angle.points_std:.3f}"
+    return f"{angle.moved:.3f}{spread}"
 
 
 class Recorder:
@@ -86,6 +92,8 @@ class Recorder:
             scalars[f"angle_std/layer{layer}"] = angle.std
             scalars[f"points_moved/layer{layer}"] = angle.moved
             scalars[f"clamped/layer{layer}"] = angle.clamped
+            if angle.points_std is not None:
+                scalars[f"points_std/layer{layer}"] = angle.points_std
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 

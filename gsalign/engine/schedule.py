@@ -1,4 +1,4 @@
-"""The learning rate as a function of the iteration: no state, so nothing to save or to resume."""
+"""What changes in the course of a run, by iteration: no state, so nothing to save or to resume."""
 
 from __future__ import annotations
 
@@ -11,6 +11,24 @@ from gsalign.engine.config import OptimizerConfig, ScheduleConfig
 def warmup_length(given: float, total: int) -> int:
     """Iterations of a warm-up given as their number or, below 1, as a share of the run's."""
     return round(given * total) if given < 1 else round(given)
+
+
+@dataclass(frozen=True)
+class Rise:
+    """From 0 at iteration 0 to 1 in a line.
+
+    Attributes:
+        length: iterations until 1 or, below 1, the share of the run that they are; 0: 1 throughout.
+        total: iterations of the run.
+    """
+
+    length: float
+    total: int
+
+    def __call__(self, iteration: int) -> float:
+        """How much has risen in an iteration, counted from 0."""
+        length = warmup_length(self.length, self.total)
+        return iteration / length if iteration < length else 1.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,5 @@ class LtpsFactor:
 
     def __call__(self, iteration: int) -> float:
         """The factor in an iteration, counted from 0."""
-        warmup = warmup_length(self.config.ltps_warmup, self.total)
-        risen = iteration / warmup if iteration < warmup else 1.0
-        return self.config.ltps_lr_factor * risen
+        risen = Rise(self.config.ltps_warmup, self.total)
+        return self.config.ltps_lr_factor * risen(iteration)

@@ -37,6 +37,7 @@ class TrainingStep:
         self.model = model
         self.optimizer = optimizer
         self.clip_norm = clip_norm
+        self._names: tuple[str, ...] = ()
         self._graphed: GraphedStep | None = None
         if graphs:
             rates_on_device(optimizer, accelerator.device)
@@ -51,6 +52,7 @@ class TrainingStep:
         *,
         lr: float,
         ltps_factor: float = 1.0,
+        deformation_share: float | None = None,
     ) -> dict[str, Tensor]:
         """One step; returns the losses, on their device.
 
@@ -61,6 +63,7 @@ class TrainingStep:
             part_labels: uint8 ``[B, H, W]``, see :meth:`GSAlign.losses`; in every step or in none.
             lr: learning rate of all groups.
             ltps_factor: on that of groups of LTPS, where it has a rate of its own.
+            deformation_share: see :meth:`GSAlign.losses`; in every step or in none.
         """
         for group in self.optimizer.param_groups:
             rate = lr * ltps_factor if group.get("ltps") else lr
@@ -68,16 +71,22 @@ class TrainingStep:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        given = (images, identities, views, part_labels)
-        batch = [tensor for tensor in given if tensor is not None]
+        given = {"images": images, "identities": identities, "views": views}
+        if part_labels is not None:
+            given["part_labels"] = part_labels
+        if deformation_share is not None:
+            # Filled where it is read, so that nothing is copied there.
+            given["deformation_share"] = torch.full((), deformation_share, device=images.device)
+        self._names = tuple(given)
         if self._graphed is not None:
-            return self._graphed(*batch)
-        losses = self._compute(*batch)
+            return self._graphed(*given.values())
+        losses = self._compute(*given.values())
         self._forget()
         return losses
 
-    def _compute(self, *batch: Tensor) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.model(*batch)
+    def _compute(self, *given: Tensor) -> dict[str, Tensor]:
+        named = dict(zip(self._names, given, strict=True))
+        losses: dict[str, Tensor] = self.model(**named)
         self.accelerator.backward(torch.stack(list(losses.values())).sum())
         if self.clip_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)

@@ -43,7 +43,7 @@ from gsalign.engine.logs import log_to
 from gsalign.engine.meters import LossMeter, Stopwatch
 from gsalign.engine.optimizer import build_optimizer
 from gsalign.engine.recorder import Recorder
-from gsalign.engine.schedule import LtpsFactor, Schedule
+from gsalign.engine.schedule import LtpsFactor, Rise, Schedule
 from gsalign.engine.state import (
     Progress,
     load_state,
@@ -230,6 +230,8 @@ class Trainer:
             config.schedule, config.optimizer.lr, self.total, self.epoch_length
         )
         self.ltps_factor = LtpsFactor(config.optimizer, self.total)
+        warmup = config.model.losses.deformation_warmup
+        self.deformation_share = Rise(warmup, self.total) if warmup else None
         optimizer = build_optimizer(self.network, config.optimizer)
         torch.manual_seed(config.seed + accelerator.process_index)
         random: dict[str, Tensor] = {}
@@ -388,14 +390,16 @@ class Trainer:
 
     def _iteration(self, batch: Batch) -> None:
         batch = batch.to(self.accelerator.device, non_blocking=True)
-        self.lr = self.schedule(self.progress.iteration)
+        iteration, share = self.progress.iteration, self.deformation_share
+        self.lr = self.schedule(iteration)
         self.losses = self.step(
             batch.pixels(),
             batch.identities,
             batch.views,
             batch.label_maps(),
             lr=self.lr,
-            ltps_factor=self.ltps_factor(self.progress.iteration),
+            ltps_factor=self.ltps_factor(iteration),
+            deformation_share=None if share is None else share(iteration),
         )
 
     def loss_rows(self) -> Tensor:

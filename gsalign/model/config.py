@@ -31,6 +31,8 @@ class LtpsConfig(_Section):
             circle; see docs/ltps_switches.md.
         aspect_true: whether the map is turned rigidly in its patches, rather than in [-1, 1]^2 as
             published, which is a shear unless the map is square.
+        points_per_image: whether every image moves the control points in its own way, rather than
+            all in the learned one; see ``gsalign.model.ltps_points``.
     """
 
     layers: Literal["all"] | tuple[int, ...] = "all"
@@ -39,6 +41,7 @@ class LtpsConfig(_Section):
     hidden: tuple[Positive, Positive] = (256, 128)
     angle: Literal["tanh", "direction"] = "tanh"
     aspect_true: bool = False
+    points_per_image: bool = False
 
     @field_validator("control_points")
     @classmethod
@@ -149,7 +152,10 @@ class LossConfig(_Section):
     ``part_labels`` count only where the network has parts, ``part_labels`` only where the data set
     has label maps, ``orientation`` only where ``model.orientation`` is enabled, ``equivariance``
     only where the network has LTPS. ``deformation_hinge`` is no weight but an angle in radians:
-    the deformation term counts what exceeds it. See docs/ltps_switches.md for both.
+    the deformation term counts what exceeds it. ``deformation_warmup`` is the length over which
+    that term's weight rises in a line from 0: iterations or, below 1, a share of the run; the
+    trainer, which knows the iteration, hands :meth:`GSAlign.losses` the share that has risen. See
+    docs/ltps_switches.md.
     """
 
     identity: Weight = 1.0
@@ -159,11 +165,22 @@ class LossConfig(_Section):
     mask: Weight = 10.0
     deformation: Weight = 0.5
     deformation_hinge: Weight = 0.0
+    deformation_warmup: Weight = 0.0
     equivariance: Weight = 0.0
     part_identity: Weight = 1.0
     part_collapse: Weight = 1.0
     part_labels: Weight = 0.0
     orientation: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _has_a_weight_to_rise(self) -> LossConfig:
+        if self.deformation_warmup and not self.deformation:
+            raise ValueError(
+                f"deformation_warmup is {self.deformation_warmup:g}, but deformation, the weight "
+                "that is to rise over it, is 0: give deformation a weight, as the default 0.5, or "
+                "set deformation_warmup to 0"
+            )
+        return self
 
 
 class ModelConfig(_Section):

@@ -86,7 +86,7 @@ def _macs(model: GSAlign, images: torch.Tensor, all_tokens: bool) -> dict[str, i
         aligned = counter.get_total_flops()
         patches = model.backbone.patches(images)
         before = counter.get_total_flops()
-        tokens, _ = model.backbone(patches, all_tokens=all_tokens)
+        tokens, *_ = model.backbone(patches, all_tokens=all_tokens)
         backbone = counter.get_total_flops() - before
         if model.parts is not None:
             model.parts(tokens, images)

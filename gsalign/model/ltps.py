@@ -13,6 +13,7 @@ import gsalign_kernels
 from gsalign.model.config import LtpsConfig
 from gsalign.model.ltps_direction import angle_of
 from gsalign.model.ltps_pixels import unit_splines, warp_tokens_by_points
+from gsalign.model.ltps_points import PointOffsets
 from gsalign.model.precision import promote, without_autocast
 
 PREFIX = 2
@@ -39,7 +40,8 @@ def control_grid(count: int) -> Tensor:
 def rotated(points: Tensor, angle: Tensor, aspect: float = 1.0) -> Tensor:
     """Points (x, y) turned about 0 by every angle: ``[N, 2], [B] -> [B, N, 2]``.
 
-    Rigidly where a step of 1 along x is ``aspect`` times as long as one along y.
+    Or ``[B, N, 2]``, of every angle its own. Rigidly where a step of 1 along x is ``aspect`` times
+    as long as one along y.
     """
     cosine, sine = angle.cos(), angle.sin()
     rotation = torch.stack([cosine, -sine / aspect, sine * aspect, cosine], dim=-1)
@@ -89,19 +91,27 @@ class AnglePredictor(nn.Module):
         Returns:
             ``[B]``, radians in (-pi/2, pi/2), of a direction in [-pi, pi]; float32 or float64.
         """
+        return self.angle(self.features(tokens, size))
+
+    def features(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the angle is predicted from; arguments as those of a call, ``[B, hidden[1]]``."""
         bias = self.conv.bias
         assert bias is not None
-        return self.angle(
+        return self.features_of(
             gsalign_kernels.conv_relu_mean(tokens, self.conv.weight, bias, size=size, prefix=PREFIX)
         )
 
-    def angle(self, response: Tensor) -> Tensor:
-        """The angle by the mean responses of the convolution: ``[B, hidden] -> [B]``."""
+    def features_of(self, response: Tensor) -> Tensor:
+        """The same by the mean responses of the convolution, ``[B, hidden[0]]``."""
         with without_autocast(response):
             # A few hundred numbers per image: float32 costs nothing, bf16 would cost the angle
             # two digits.
-            hidden = self.hidden(response.to(self.hidden.weight.dtype)).relu()
-            out = promote(self.out(hidden))
+            return self.hidden(response.to(self.hidden.weight.dtype)).relu()
+
+    def angle(self, features: Tensor) -> Tensor:
+        """The angle by the features: ``[B, hidden[1]] -> [B]``."""
+        with without_autocast(features):
+            out = promote(self.out(features))
             if self.form == "direction":
                 return angle_of(out)
             return out.squeeze(1).tanh() * (math.pi / 2)
@@ -121,8 +131,9 @@ class LTPS(nn.Module):
     differs between images. Patch tokens become ``x + eta * bilinear(x, grid)``; with points on
     the grid and angle 0 that is ``(1 + eta) * x``.
 
-    With ``aspect_true`` the rotation is rigid in the map's patches, which then takes
-    :func:`warp_tokens_by_points`; as published it is one of the square [-1, 1]^2.
+    With ``aspect_true`` the rotation is rigid in the map's patches; as published it is one of the
+    square [-1, 1]^2. With ``points_per_image`` every image adds offsets of its own to the source
+    points, before the rotation. Either takes :func:`warp_tokens_by_points`.
 
     Args:
         width: channels of a token.
@@ -139,23 +150,29 @@ class LTPS(nn.Module):
         self.size = size
         self.eta = config.eta
         self.control_points = config.control_points
-        self.aspect_true = config.aspect_true
+        self.by_points = config.aspect_true or config.points_per_image
         # ±1 are the centres of the outermost patches.
         self.aspect = (size[1] - 1) / (size[0] - 1) if config.aspect_true else 1.0
         points = control_grid(config.control_points)
         # Made empty first, so that a default device or type in force applies to it.
         self.source_points = nn.Parameter(torch.empty(points.shape).copy_(points))
         self.predictor = AnglePredictor(width, config.hidden, config.angle)
+        self.offsets: PointOffsets | None = None
+        if config.points_per_image:
+            self.offsets = PointOffsets(config.hidden[1], config.control_points)
         for name, constant in self._constants().items():
             self.register_buffer(name, constant, persistent=False)
         self.register_load_state_dict_post_hook(_follow_loaded_weights)
 
     def _constants(self) -> dict[str, Tensor]:
-        """``M [H*W, K]`` and what a rigid turn needs, for where and in what the module computes."""
+        """``M [H*W, K]`` and what points that differ between images need.
+
+        For where and in what the module computes.
+        """
         # Whatever kernels are asked for: they are for the tokens' device, and this is on the CPU.
         points = control_grid(self.control_points)
         exact = {"basis": gsalign_kernels.tps_basis(points, self.size, implementation="auto")}
-        if self.aspect_true:
+        if self.by_points:
             exact |= {"control": points, "splines": unit_splines(points)}
         learned = self.source_points
         dtype = torch.float64 if learned.dtype == torch.float64 else torch.float32
@@ -176,42 +193,59 @@ class LTPS(nn.Module):
         """The rotation angle of every image: ``[B, 2 + H*W, C] -> [B]``, radians."""
         return self.predictor(tokens, self.size)
 
-    def sampling_grid(self, angle: Tensor) -> Tensor:
+    def points(self, offsets: Tensor | None = None) -> Tensor:
+        """Where the control points read before the rotation, in the type of the basis.
+
+        Args:
+            offsets: ``[B, K, 2]`` of the images; None for the points that they share.
+
+        Returns:
+            ``[B, K, 2]``, or ``[K, 2]``.
+        """
+        shared = self.source_points.to(self.basis.dtype)
+        return shared if offsets is None else shared + offsets.to(shared.dtype)
+
+    def sampling_grid(self, angle: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Where each patch of the output reads the input, for pictures and tests.
 
         Args:
             angle: ``[B]``, radians.
+            offsets: ``[B, K, 2]``, or None, as a call gives them.
 
         Returns:
             ``[B, H, W, 2]`` positions (x, y) in [-1, 1], ``align_corners=True``.
         """
-        plain = self.basis @ self.source_points.to(self.basis.dtype)
+        plain = self.basis @ self.points(offsets)
         return rotated(plain, angle.to(self.basis.dtype), self.aspect).unflatten(1, self.size)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Warp the patch tokens.
 
         Args:
             tokens: ``[B, 2 + H*W, C]``: class, view, patches in row-major order.
 
         Returns:
-            Tokens of the same shape, class and view unchanged, and the angles ``[B]`` in radians.
+            Tokens of the same shape, class and view unchanged; the angles ``[B]`` in radians; and
+            what every image adds to the control points, ``[B, K, 2]``, None where they share them.
         """
-        angle = self.angle(tokens)
-        return self.warp(tokens, angle), angle
+        features = self.predictor.features(tokens, self.size)
+        angle = self.predictor.angle(features)
+        offsets = None if self.offsets is None else self.offsets(features)
+        return self.warp(tokens, angle, offsets), angle, offsets
 
-    def warp(self, tokens: Tensor, angle: Tensor) -> Tensor:
+    def warp(self, tokens: Tensor, angle: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Warp the patch tokens at given angles.
 
         Args:
             tokens: ``[B, 2 + H*W, C]``, any C.
             angle: ``[B]``, radians.
+            offsets: ``[B, K, 2]`` of a layer with ``points_per_image``; None for none.
 
         Returns:
             Tokens of the same shape, class and view unchanged.
         """
-        points, angle = self.source_points.to(self.basis.dtype), angle.to(self.basis.dtype)
-        if self.aspect_true:
+        points, angle = self.points(offsets), angle.to(self.basis.dtype)
+        if self.by_points:
             with without_autocast(tokens):
                 values = rotated(points, angle, self.aspect)
             return warp_tokens_by_points(

@@ -2,7 +2,7 @@
 
 :func:`gsalign_kernels.warp_tokens` turns points that the batch shares, in [-1, 1] along both sides
 of the map. On a map twice as high as wide such a turn shears what is in it; a rigid one moves the
-points of every image in its own way.
+points of every image in its own way, and so do offsets of its own.
 """
 
 from __future__ import annotations

@@ -34,6 +34,8 @@ class FeatureOutput:
         parts: masks, embeddings and visibilities of the body parts; None where there are none.
         direction: ``[B, 2]``, (cos, sin) of the roll that was undone before all else; None where
             images are not turned.
+        offsets: ``[L, B, K, 2]``, what every image adds to the control points of an LTPS, in units
+            of [-1, 1]; None where the images share them.
     """
 
     global_feature: Tensor
@@ -43,6 +45,7 @@ class FeatureOutput:
     angles: Tensor
     parts: PartOutput | None = None
     direction: Tensor | None = None
+    offsets: Tensor | None = None
 
 
 class GSAlign(nn.Module):
@@ -107,15 +110,15 @@ class GSAlign(nn.Module):
 
     def _features(
         self, images: Tensor, patches: Tensor, *, stochastic: bool
-    ) -> tuple[Tensor, Tensor, Tensor, PartOutput | None]:
-        """Global and view features ``[B, C]``, angles ``[L, B]`` and parts of images."""
-        tokens, angles = self.backbone(
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, PartOutput | None]:
+        """Global and view features ``[B, C]``, angles ``[L, B]``, offsets, parts of images."""
+        tokens, angles, offsets = self.backbone(
             patches, all_tokens=self.parts is not None, stochastic=stochastic
         )
         # Without parts only the two prefix tokens are read; the norm acts on each token alone.
         normalised = promote(self.backbone.norm(tokens))
         parts = None if self.parts is None else self.parts(normalised, images)
-        return normalised[:, 0], normalised[:, 1], angles, parts
+        return normalised[:, 0], normalised[:, 1], angles, offsets, parts
 
     def forward_features(self, images: Tensor) -> FeatureOutput:
         """Features of normalised images ``[B, 3, H, W]`` before the heads.
@@ -129,7 +132,7 @@ class GSAlign(nn.Module):
         self._check(images)
         images, direction = self._upright(images)
         patches = self.backbone.patches(images)
-        global_feature, view_feature, angles, parts = self._features(
+        global_feature, view_feature, angles, offsets, parts = self._features(
             images, patches, stochastic=True
         )
         return FeatureOutput(
@@ -140,6 +143,7 @@ class GSAlign(nn.Module):
             angles=angles,
             parts=parts,
             direction=direction,
+            offsets=offsets,
         )
 
     def embed(self, images: Tensor) -> Tensor:
@@ -181,7 +185,9 @@ class GSAlign(nn.Module):
         self._check(images)
         images, _ = self._upright(images)
         patches = self.backbone.patches(images)
-        global_feature, view_feature, _, parts = self._features(images, patches, stochastic=False)
+        global_feature, view_feature, _, _, parts = self._features(
+            images, patches, stochastic=False
+        )
         return self.identity_head.embed(global_feature - view_feature), parts
 
     def _with_parts(self, feature: Tensor, parts: PartOutput | None) -> PartEmbeddings:
@@ -198,6 +204,7 @@ class GSAlign(nn.Module):
         identities: Tensor,
         views: Tensor,
         part_labels: Tensor | None = None,
+        deformation_share: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms of the training loss, weights applied; their sum is what training minimises.
 
@@ -212,6 +219,9 @@ class GSAlign(nn.Module):
                 the parts, above unknown, P being ``config.label_groups``. None where nobody knows.
                 Read where ``losses.part_labels`` is more than 0 and where the roll is learned from
                 parts.
+            deformation_share: scalar on the images' device, a factor on the weight of the
+                deformation term, see ``losses.deformation_warmup``; None for 1. A tensor, so that
+                neither a compiled network nor a CUDA graph takes its figure for a constant.
 
         Returns:
             Of this process's images, or of all with ``global_losses``; on every process.
@@ -249,7 +259,7 @@ class GSAlign(nn.Module):
         # Before the images themselves, so that who watches the backbone is left with theirs.
         turns = self._angles_of_turned(upright)
         patches = self.backbone.patches(upright)
-        global_feature, view_feature, angles, parts = self._features(
+        global_feature, view_feature, angles, _, parts = self._features(
             upright, patches, stochastic=True
         )
         turn_costs = None
@@ -296,6 +306,8 @@ class GSAlign(nn.Module):
                 "deformation": weights.deformation
                 * losses.deformation(angles, weights.deformation_hinge),
             }
+            if deformation_share is not None:
+                terms["deformation"] = deformation_share * terms["deformation"]
             if self.parts is not None and parts is not None:
                 terms |= {
                     "part_identity": weights.part_identity
@@ -325,7 +337,7 @@ class GSAlign(nn.Module):
             return None
         share = images[::EVERY]
         turns = random_turns(share)
-        _, angles = self.backbone(self.backbone.patches(turned(share, turns)))
+        _, angles, _ = self.backbone(self.backbone.patches(turned(share, turns)))
         return angles, turns
 
     def forward(
@@ -334,6 +346,7 @@ class GSAlign(nn.Module):
         identities: Tensor | None = None,
         views: Tensor | None = None,
         part_labels: Tensor | None = None,
+        deformation_share: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """:meth:`losses` when labels are given, else :meth:`embed`; for wrappers such as DDP.
 
@@ -345,7 +358,7 @@ class GSAlign(nn.Module):
         if identities is None or views is None:
             missing = "identities" if identities is None else "views"
             raise ValueError(f"{missing} must be given with the other labels, or neither")
-        return self.losses(images, identities, views, part_labels)
+        return self.losses(images, identities, views, part_labels, deformation_share)
 
 
 def _of_all_processes(

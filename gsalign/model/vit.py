@@ -180,7 +180,7 @@ class Backbone(nn.Module):
 
     def forward(
         self, patches: Tensor, *, all_tokens: bool = False, stochastic: bool = True
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the blocks.
 
         Nothing after the network reads the patches of the last block, so by default its queries
@@ -194,7 +194,8 @@ class Backbone(nn.Module):
 
         Returns:
             Tokens after the last subtraction and before the final norm, ``[B, 2, C]`` or
-            ``[B, 2 + N, C]``; and the LTPS angles ``[L, B]`` in radians, float32 or float64.
+            ``[B, 2 + N, C]``; the LTPS angles ``[L, B]`` in radians, float32 or float64; and what
+            the images add to the control points, ``[L, B, K, 2]``, None where they share them.
         """
         batch = patches.shape[0]
         position = self.position
@@ -207,28 +208,34 @@ class Backbone(nn.Module):
             dim=1,
         )
         angles: list[Tensor] = []
+        offsets: list[Tensor] = []
         last = len(self.blocks) - 1
         recompute = self.recompute == "layers" and torch.is_grad_enabled()
         for index in range(len(self.blocks)):
             queries = PREFIX if index == last and not all_tokens else None
             arguments = (index, tokens, queries, stochastic)
             if recompute:
-                tokens, angle = checkpoint(self._layer, *arguments, use_reentrant=False)
+                tokens, angle, moved = checkpoint(self._layer, *arguments, use_reentrant=False)
             else:
-                tokens, angle = self._layer(*arguments)
+                tokens, angle, moved = self._layer(*arguments)
             if angle is not None:
                 angles.append(angle)
+            if moved is not None:
+                offsets.append(moved)
         if not angles:
-            return tokens, patches.new_zeros(0, batch)
-        return tokens, torch.stack(angles)
+            return tokens, patches.new_zeros(0, batch), None
+        return tokens, torch.stack(angles), torch.stack(offsets) if offsets else None
 
     def _layer(
         self, index: int, tokens: Tensor, queries: int | None, stochastic: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """One warp, where the layer has one, one block and the subtraction; and the angles."""
-        angle = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """One warp, where the layer has one, one block and the subtraction.
+
+        The tokens, and angles and offsets of the warp.
+        """
+        angle = offsets = None
         if str(index) in self.ltps:
-            tokens, angle = self.ltps[str(index)](tokens)
+            tokens, angle, offsets = self.ltps[str(index)](tokens)
         tokens = run_block(
             self.blocks[index],
             tokens,
@@ -239,4 +246,4 @@ class Backbone(nn.Module):
         # In place: the block's output is a fresh sum that nothing else holds, and a copy of all
         # tokens to change one would cost as much as the warp.
         tokens[:, 0] -= tokens[:, 1]
-        return tokens, angle
+        return tokens, angle, offsets

@@ -56,7 +56,7 @@ def attention_maps(
     size = network.config.image_size
     with attention_inputs(network) as inputs:
         pictures, output = look_at(network, records)
-    flow = roll_out(network, inputs, output.angles, heads=heads)
+    flow = roll_out(network, inputs, output, heads=heads)
     rows, columns = network.config.grid
     ratios = (maps_of(flow, (rows, columns)) * (rows * columns)).cpu().numpy()
     # Below this scale an even map would look as if it had peaks.

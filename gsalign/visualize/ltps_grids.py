@@ -58,12 +58,14 @@ def ltps_grids(
     pixels = pictures.permute(0, 3, 1, 2).float()
     with torch.no_grad():
         grids, warped, points = [], [], []
-        for (_, module), angle in zip(layers, output.angles, strict=True):
-            grids.append(module.sampling_grid(angle).cpu())
-            read = warped_images(module, angle, pixels).round_().clamp_(0, 255).to(torch.uint8)
+        own = [None] * len(layers) if output.offsets is None else output.offsets
+        for (_, module), angle, offsets in zip(layers, output.angles, own, strict=True):
+            grids.append(module.sampling_grid(angle, offsets).cpu())
+            read = warped_images(module, angle, pixels, offsets)
+            read = read.round_().clamp_(0, 255).to(torch.uint8)
             warped.append(read.permute(0, 2, 3, 1))
-            turns = angle.to(module.source_points)
-            points.append(rotated(module.source_points, turns, module.aspect).cpu())
+            control = module.points(offsets)
+            points.append(rotated(control, angle.to(control), module.aspect).cpu())
     angles = output.angles.cpu()
 
     # Images in rows under many layers, in columns beside few: nearer to a square. What is read

@@ -18,7 +18,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from gsalign.model import GSAlign
+from gsalign.model import FeatureOutput, GSAlign
 from gsalign.model.ltps import LTPS, PREFIX
 from gsalign.model.precision import promote
 from gsalign.model.vit import attended_from
@@ -51,8 +51,8 @@ def attention_rollout(
             none of these.
     """
     with evaluating(network), attention_inputs(network) as inputs:
-        angles = network.forward_features(images).angles
-    return roll_out(network, inputs, angles, heads=heads, residual=residual)
+        output = network.forward_features(images)
+    return roll_out(network, inputs, output, heads=heads, residual=residual)
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def attention_inputs(network: GSAlign) -> Iterator[list[Tensor]]:
 def roll_out(
     network: GSAlign,
     inputs: Sequence[Tensor],
-    angles: Tensor,
+    output: FeatureOutput,
     *,
     heads: Heads = "mean",
     residual: float = RESIDUAL,
@@ -95,19 +95,21 @@ def roll_out(
     Args:
         network: which ran.
         inputs: what its layers' attention got.
-        angles: ``[L, B]``, radians, of its LTPS.
+        output: what it gave.
         heads: as in :func:`attention_rollout`, and so is the rest.
         residual: likewise.
     """
-    turns = dict(zip(network.backbone.ltps, angles, strict=True))
+    layers = list(network.backbone.ltps)
+    offsets = [None] * len(layers) if output.offsets is None else output.offsets
+    warps = dict(zip(layers, zip(output.angles, offsets, strict=True), strict=True))
     flow: Tensor | None = None
     with torch.no_grad():
         for layer, (block, tokens) in enumerate(zip(network.backbone.blocks, inputs, strict=True)):
             weights = promote(attended_from(block.attn, tokens))
             mixing = layer_mixing(weights, heads=heads, residual=residual)
-            if str(layer) in turns:
+            if str(layer) in warps:
                 ltps = cast(LTPS, network.backbone.ltps[str(layer)])
-                mixing = mixing @ warp_mixing(ltps, turns[str(layer)]).to(mixing.dtype)
+                mixing = mixing @ warp_mixing(ltps, *warps[str(layer)]).to(mixing.dtype)
             flow = mixing if flow is None else mixing @ flow
     assert flow is not None
     return flow
@@ -129,8 +131,10 @@ def layer_mixing(weights: Tensor, *, heads: Heads = "mean", residual: float = RE
     return residual * carried + (1.0 - residual) * attended
 
 
-def warp_mixing(ltps: LTPS, angle: Tensor) -> Tensor:
+def warp_mixing(ltps: LTPS, angle: Tensor, offsets: Tensor | None = None) -> Tensor:
     """A warp's mixing of tokens: ``[B]`` radians ``-> [B, T, T]``; rows sum to 1.
+
+    Control points are moved by ``[B, K, 2]``, where the images have points of their own.
 
     ``x + eta * warped(x)`` is linear in x; applied to unit vectors it gives its own matrix. Class
     and view tokens pass as they are.
@@ -139,7 +143,7 @@ def warp_mixing(ltps: LTPS, angle: Tensor) -> Tensor:
     unit = torch.eye(count, dtype=ltps.basis.dtype, device=ltps.basis.device)
     batch = unit.repeat(angle.shape[0], 1, 1)
     # eta may be negative; what is read counts, whatever its sign.
-    shares = unit + (ltps.warp(batch, angle) - unit).abs()
+    shares = unit + (ltps.warp(batch, angle, offsets) - unit).abs()
     return shares / shares.sum(dim=-1, keepdim=True)
 
 

@@ -10,7 +10,9 @@ import gsalign_kernels
 from gsalign.model.ltps import LTPS, control_grid, rotated
 
 
-def warped_images(ltps: LTPS, angle: Tensor, images: Tensor) -> Tensor:
+def warped_images(
+    ltps: LTPS, angle: Tensor, images: Tensor, offsets: Tensor | None = None
+) -> Tensor:
     """Images read through a layer's spline, pixel by pixel where the layer reads patch by patch.
 
     The layer itself adds ``eta`` of what it reads to the tokens as they were.
@@ -19,20 +21,23 @@ def warped_images(ltps: LTPS, angle: Tensor, images: Tensor) -> Tensor:
         ltps: of the layer.
         angle: ``[B]``, radians.
         images: ``[B, C, H, W]``, floating point, on the CPU; H and W whole multiples of the map's.
+        offsets: ``[B, K, 2]``, what every image adds to the control points; None for nothing.
 
     Returns:
         Like ``images``; beyond the border its pixels go on.
     """
     (rows, columns), (height, width) = ltps.size, images.shape[2:]
-    points = ltps.source_points.detach().double().cpu()
+    points = ltps.points(offsets).detach().double().cpu()
+    if offsets is None:
+        points = points.unsqueeze(0)
     control = control_grid(ltps.control_points)
     # To the spline ±1 are the centres of the outermost patches; pixels reach beyond.
     ys, xs = (_centres(pixels, cells) for pixels, cells in ((height, rows), (width, columns)))
     places = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1).flatten(0, 1)
     # By name: on the CPU this runs whichever kernels were chosen for the network.
-    spline = gsalign_kernels.tps_solve(control, points.unsqueeze(0), implementation="reference")
+    spline = gsalign_kernels.tps_solve(control, points, implementation="reference")
     plain = gsalign_kernels.tps_evaluate(spline, control, places, implementation="reference")
-    read = rotated(plain.squeeze(0), angle.double().cpu(), ltps.aspect)
+    read = rotated(plain, angle.double().cpu(), ltps.aspect)
     read = read.unflatten(1, (height, width))
     # To grid_sample ±1 are the edges of the image.
     inner = torch.tensor([(columns - 1) / columns, (rows - 1) / rows], dtype=torch.float64)

@@ -62,6 +62,12 @@ def test_embeddings_are_those_of_the_network():
         )
 
 
+@pytest.mark.parametrize("switch", ["aspect_true", "points_per_image"])
+def test_warps_of_another_kind_are_refused(switch):
+    with pytest.raises(ValueError, match=f"{switch}.* to false"):
+        PublishedWay(network(ltps=LtpsConfig(hidden=(16, 8), **{switch: True})))
+
+
 def test_body_parts_are_refused():
     with pytest.raises(ValueError, match="no body parts"):
         PublishedWay(network(parts=2))

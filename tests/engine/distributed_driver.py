@@ -23,6 +23,10 @@ SHARED = (
 COMPARED = ("model.drop_path=0", "schedule.warmup=0", "training.evaluate_every=0")
 COMPARED_RUNS = {
     "global": (),
+    "global_own_points": (
+        "model.ltps.points_per_image=true",
+        "model.losses.deformation_warmup=3",
+    ),
     "own": ("training.global_losses=false",),
     "global_parts": ("model.parts=2", "model.part_cells=2", "model.losses.part_labels=1"),
     "global_upright": ("model.orientation.enabled=true",),

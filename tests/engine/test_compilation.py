@@ -43,6 +43,16 @@ def test_a_compiled_run_is_the_eager_run(people: Path, tmp_path: Path, variant: 
     assert list(trainer.angles.read()) == turned + layers
 
 
+def test_a_weight_that_rises_is_not_compiled_anew(people: Path, tmp_path: Path):
+    settings = (*VARIANTS["own points"], "model.drop_path=0")
+    eager = rows(trainer_for(people, tmp_path / "eager", *settings))
+    trainer = trainer_for(people, tmp_path / "compiled", *settings, "training.compile=true")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = rows(trainer)
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+    assert all(angle.points_std is not None for angle in trainer.angles.read().values())
+
+
 def test_compiled_embeddings_of_batches_of_any_size():
     config = ModelConfig(
         image_size=(32, 16), patch_size=8, width=24, depth=2, num_heads=2, num_identities=5,

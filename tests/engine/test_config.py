@@ -128,6 +128,9 @@ def test_a_key_that_is_like_none_is_told_what_there_is():
         ("data.image_size=[1,2,3]", "data.image_size", "[1, 2, 3]"),
         ("model.ltps.layers=some", "model.ltps.layers", "'some'"),
         ("model.ltps.control_points=5", "model.ltps.control_points", "5"),
+        ("model.ltps.points_per_image=4", "model.ltps.points_per_image", "4"),
+        ("model.losses.deformation_warmup=-1", "model.losses.deformation_warmup", "-1"),
+        ("model.losses.deformation_warmup=.inf", "model.losses.deformation_warmup", "inf"),
         ("model.dam.enabled=perhaps", "model.dam.enabled", "'perhaps'"),
         ("kernels=fortran", "kernels", "'fortran'"),
         ("seed=-1", "seed", "-1"),
@@ -138,6 +141,12 @@ def test_a_value_of_the_wrong_type_is_told_with_its_key(override, key, came):
     told = message(override)
     assert f"{key}: " in told and came in told and COMMAND_LINE in told
     assert "\n" not in told and "pydantic" not in told
+
+
+def test_a_weight_of_0_cannot_rise():
+    told = message("model.losses.deformation=0", "model.losses.deformation_warmup=0.5")
+    assert "model.losses" in told and "deformation_warmup is 0.5" in told
+    assert "give deformation a weight, as the default 0.5, or set deformation_warmup to 0" in told
 
 
 def test_all_faults_are_told_at_once():

@@ -22,6 +22,7 @@ from gsalign.engine.cuda_graphs import (
     require_graphs,
 )
 from gsalign.engine.optimizer import build_optimizer
+from gsalign.engine.trainer import Trainer
 from gsalign.errors import ConfigError
 from gsalign.model import GSAlign, ModelConfig
 
@@ -118,6 +119,32 @@ def test_a_step_captures_once_and_trains_as_without():
         assert torch.equal(tensor, wanted[name]), name
 
 
+def rows_of(trainer: Trainer) -> Tensor:
+    """Losses of a run, iteration by iteration: ``[iterations, terms]``."""
+    rows = []
+    for batch in trainer._batches():
+        trainer._iteration(batch)
+        trainer.progress.iteration += 1
+        rows.append(torch.stack(list(trainer.losses.values())).cpu())
+    return torch.stack(rows)
+
+
+def test_a_captured_step_reads_anew_what_rises(people: Path, tmp_path: Path):
+    settings = (
+        *VARIANTS["own points"], f"model.losses.deformation_warmup={STEPS}", "model.drop_path=0",
+        f"training.iterations={STEPS}", "optimizer.momentum=0",
+    )  # fmt: skip
+    wanted = rows_of(trainer_for(people, tmp_path / "plain", *settings))
+    trainer = trainer_for(people, tmp_path / "graphed", *settings)
+    step, pretend = trainer.step, Pretend(trainer.network)
+    rates_on_device(trainer.optimizer, torch.device("cpu"))
+    step._graphed = GraphedStep(step._compute, step._forget, recorder=pretend)
+    torch.testing.assert_close(rows_of(trainer), wanted)
+    assert pretend.captures == 1
+    deformation = wanted[:, list(trainer.losses).index("deformation")]
+    assert deformation[0] == 0 and (deformation[1:] > 0).all()
+
+
 def test_a_batch_of_another_size_is_refused():
     step = GraphedStep(lambda images, *_: {"loss": images.sum()}, lambda: None, recorder=Pretend())
     images, labels = torch.ones(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64)
@@ -187,20 +214,18 @@ def test_a_captured_step_trains_as_without_on_a_gpu(device):
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=gpu)])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_run_with_graphs_is_the_run_without_on_a_gpu(people, tmp_path, device, name, precision):
+@pytest.mark.parametrize("variant", ["part labels", "own points"])
+def test_a_run_with_graphs_is_the_run_without_on_a_gpu(
+    people, tmp_path, device, name, precision, variant
+):
     losses = []
     for graphs in ("false", "true"):
         trainer = trainer_for(
             people, tmp_path / graphs, f"device={device}", f"optimizer.name={name}",
             f"training.precision={precision}", f"training.cuda_graphs={graphs}",
-            f"training.iterations={STEPS}", "model.drop_path=0", *VARIANTS["part labels"],
+            f"training.iterations={STEPS}", "model.drop_path=0", *VARIANTS[variant],
         )  # fmt: skip
-        rows = []
-        for batch in trainer._batches():
-            trainer._iteration(batch)
-            trainer.progress.iteration += 1
-            rows.append(torch.stack(list(trainer.losses.values())).cpu())
-        losses.append(torch.stack(rows))
+        losses.append(rows_of(trainer))
     torch.testing.assert_close(*losses, rtol=2e-2 if precision == "bf16" else 1e-3, atol=1e-4)
 
 

@@ -29,6 +29,7 @@ VARIANTS = {
     "adamw": ("optimizer.name=adamw",),
     "recompute": ("training.recompute=layers",),
     "bf16": ("training.precision=bf16",),
+    "own points": ("model.ltps.points_per_image=true", "model.losses.deformation_warmup=3"),
 }
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from gsalign.engine.config import OptimizerConfig, ScheduleConfig
-from gsalign.engine.schedule import LtpsFactor, Schedule
+from gsalign.engine.schedule import LtpsFactor, Rise, Schedule
 
 PEAK = 0.008
 
@@ -89,3 +89,14 @@ def test_the_warmup_of_ltps_may_be_a_share_of_the_run():
 
 def test_without_settings_of_its_own_ltps_learns_at_the_rate_of_all():
     assert {LtpsFactor(OptimizerConfig(), total=100)(i) for i in range(100)} == {1.0}
+
+
+@pytest.mark.parametrize(("length", "end"), [(20, 20), (0.5, 50), (1, 1), (200, 200)])
+def test_a_rise_goes_in_a_line_from_0_to_1_and_stays(length, end):
+    rise = Rise(length, total=100)
+    assert [rise(0), rise(end), rise(end + 1), rise(10**6)] == [0.0, 1.0, 1.0, 1.0]
+    assert [rise(i) for i in range(end)] == pytest.approx([i / end for i in range(end)])
+
+
+def test_a_rise_of_no_length_is_1_throughout():
+    assert {Rise(0.0, total=100)(i) for i in range(100)} == {1.0}

@@ -175,6 +175,45 @@ def test_ltps_learns_at_its_own_rate_also_in_a_run_that_began_without(people, tm
     assert not torch.equal(before["backbone.position"], after["backbone.position"])
 
 
+class Shares(Hook):
+    """Keeps what the network is told of the deformation's weight."""
+
+    def __init__(self) -> None:
+        self.seen: list[float | None] = []
+
+    def before_run(self, trainer: Trainer) -> None:
+        def keep(module: object, arguments: object, named: dict[str, torch.Tensor]) -> None:
+            share = named.get("deformation_share")
+            self.seen.append(None if share is None else share.item())
+
+        trainer.network.register_forward_pre_hook(keep, with_kwargs=True)
+
+
+def test_the_weight_of_the_deformation_rises_also_in_a_resumed_run(people, tmp_path):
+    settings = ("model.losses.deformation_warmup=0.8", "training.iterations=5")
+    settings += ("model.ltps.points_per_image=true",)
+    shares = Shares()
+    whole = run(people, tmp_path / "whole", *settings, hooks=[shares])
+    assert shares.seen == [0.0, 0.25, 0.5, 0.75, 1.0]
+    terms = [record["deformation"] for record in losses(tmp_path / "whole")]
+    assert terms[0] == 0.0 and min(terms[1:]) > 0.0
+    part, shares = tmp_path / "part", Shares()
+    with pytest.raises(RunStopped, match="stopped after iteration 3 of 5"):
+        run(people, part, *settings, hooks=[Stop(after=3)])
+    run(people, part, *settings, hooks=[shares], resume=True)
+    assert shares.seen == [0.75, 1.0]
+    assert losses(part) == losses(whole.folder.root)
+    assert_equal(tensors(part / "model_final.safetensors"), tensors(whole.folder.final))
+    angles = read_metrics(part / "metrics.json")[-2]["angles"]["0"]
+    assert angles["moved"] > 0 and angles["points_std"] > 0
+
+
+def test_without_a_warm_up_the_network_is_told_nothing_of_the_weight(people, tmp_path):
+    shares = Shares()
+    run(people, tmp_path / "run", hooks=[shares])
+    assert shares.seen == [None] * 4
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(people, tmp_path, optimizer, number):

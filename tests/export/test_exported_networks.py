@@ -71,10 +71,15 @@ def test_onnx(tmp_path):
     np.testing.assert_allclose(found, module(images).numpy(), atol=1e-5)
 
 
-def test_onnx_has_the_switches_of_ltps(tmp_path):
+@pytest.mark.parametrize("aspect_true", [True, False])
+def test_onnx_has_the_switches_of_ltps(tmp_path, aspect_true):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package)
-    module = EmbeddingModule(network(angle="direction", aspect_true=True))
+    given = network(angle="direction", aspect_true=aspect_true, points_per_image=not aspect_true)
+    with torch.no_grad():
+        for offsets in (ltps.offsets for ltps in given.backbone.ltps.values() if ltps.offsets):
+            offsets.weight.normal_()
+    module = EmbeddingModule(given)
     assert export_onnx(module, tmp_path / "model.onnx").largest < 1e-5
 
 

@@ -39,7 +39,7 @@ def test_control_points_are_column_major(count):
 def test_start_is_the_identity_warp(count):
     ltps = zero_angle(LTPS(8, SIZE, LtpsConfig(control_points=count, eta=0.3))).double()
     given = tokens(dtype=torch.float64)
-    warped, angle = ltps(given)
+    warped, angle, _ = ltps(given)
     assert torch.equal(angle, torch.zeros(2, dtype=torch.float64))
     assert torch.equal(warped[:, :PREFIX], given[:, :PREFIX])
     # The source points are float32 numbers, and a third is none of those.
@@ -72,7 +72,7 @@ def test_forward_reads_where_the_grid_says(count):
         ltps.source_points += 0.2 * torch.randn_like(ltps.source_points)
         ltps.predictor.out.bias.fill_(0.7)
     given = tokens(dtype=torch.float64)
-    warped, angle = ltps(given)
+    warped, angle, _ = ltps(given)
     assert angle.abs().min() > 0.5
     patch_map = given[:, PREFIX:].transpose(1, 2).unflatten(2, SIZE)
     read = torch.nn.functional.grid_sample(
@@ -130,7 +130,7 @@ def test_bfloat16_autocast_keeps_angles_in_float32():
     ltps = LTPS(8, SIZE, LtpsConfig())
     given = tokens()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        warped, angle = ltps(given)
+        warped, angle, _ = ltps(given)
     assert angle.dtype == torch.float32 and warped.dtype == torch.float32
     torch.testing.assert_close(angle, ltps.angle(given), rtol=0.02, atol=1e-3)
 

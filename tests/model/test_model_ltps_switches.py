@@ -1,4 +1,7 @@
-"""Ways to keep LTPS alive: hinge, direction, rigid turns, equivariance; each off by default."""
+"""Ways to keep LTPS alive: hinge, direction, rigid turns, equivariance; each off by default.
+
+Points of an image's own and the weight that rises: test_model_ltps_points.py.
+"""
 
 from __future__ import annotations
 

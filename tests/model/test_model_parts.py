@@ -54,7 +54,7 @@ def test_pooled_is_the_weighted_mean_of_the_final_patches(config, make_model, ma
     model = make_model(config).eval()
     with torch.no_grad():
         seen = model.forward_features(images).parts
-        tokens, _ = model.backbone(model.backbone.patches(images), all_tokens=True)
+        tokens, *_ = model.backbone(model.backbone.patches(images), all_tokens=True)
         patches = model.backbone.norm(tokens)[:, 2:]
     logits = patches @ model.parts.mask.weight.T + model.parts.mask.bias
     masks = (logits + model.parts.position_bias.T).softmax(dim=2)[:, :, 1:]

@@ -25,6 +25,8 @@ def turning(**settings):
         for ltps in model.backbone.ltps.values():
             ltps.predictor.out.bias.fill_(TURNED)
             ltps.source_points += 0.1 * torch.randn_like(ltps.source_points)
+            if ltps.offsets is not None:
+                ltps.offsets.weight.normal_()
     return model
 
 
@@ -56,7 +58,7 @@ def by_hand(model, image: torch.Tensor, heads: str) -> tuple[torch.Tensor, torch
     for index, block in enumerate(backbone.blocks):
         if str(index) in backbone.ltps:
             ltps = backbone.ltps[str(index)]
-            grid = ltps.sampling_grid(ltps.angle(tokens.unsqueeze(0)))[0]
+            grid = ltps.sampling_grid(*ltps(tokens.unsqueeze(0))[1:])[0]
             warp = torch.eye(len(tokens), dtype=torch.float64)
             warp[PREFIX:, PREFIX:] += ltps.eta * bilinear(grid)
             tokens = warp @ tokens
@@ -77,17 +79,17 @@ def by_hand(model, image: torch.Tensor, heads: str) -> tuple[torch.Tensor, torch
     return flow, tokens
 
 
-@pytest.mark.parametrize("heads", ["mean", "max"])
+@pytest.mark.parametrize(("heads", "own_points"), [("mean", False), ("max", False), ("mean", True)])
 @torch.no_grad()
-def test_roll_out_is_the_one_written_by_hand(heads):
-    model = turning()
+def test_roll_out_is_the_one_written_by_hand(heads, own_points):
+    model = turning(ltps={"hidden": (8, 4), "points_per_image": own_points})
     images = images_of(model)
     made = attention_rollout(model, images, heads=heads)
     for image, flow in zip(images, made, strict=True):
         wanted, tokens = by_hand(model, image, heads)
         torch.testing.assert_close(flow, wanted, rtol=0, atol=1e-12)
         # And the hand went where the network goes.
-        out, _ = model.backbone(model.backbone.patches(image.unsqueeze(0)), all_tokens=True)
+        out, *_ = model.backbone(model.backbone.patches(image.unsqueeze(0)), all_tokens=True)
         torch.testing.assert_close(out[0], tokens, rtol=0, atol=1e-12)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from gsalign.data import ImageRecord
 from gsalign.errors import DataError
 from gsalign.evaluation import PROTOCOLS
+from gsalign.model.ltps import rotated
 from gsalign.visualize import (
     RankList,
     choose_queries,
@@ -230,6 +231,25 @@ def test_ltps_grids_draw_a_net_per_layer_and_image_and_keep_the_mode(tmp_path, d
     told = texts(figure)
     assert {"layer 0", "layer 1", "grids"} <= set(told)
     assert sum(text.endswith("°") for text in told) == 6
+
+
+def test_the_grid_of_an_image_has_its_own_points(tmp_path, dataset, panels):
+    model = network(ltps={"hidden": (8, 4), "layers": (1,), "points_per_image": True})
+    with torch.no_grad():
+        model.backbone.ltps["1"].offsets.weight.normal_()
+    records = dataset.query.records[:2]
+    ltps_grids(model, records, tmp_path / "grids.png")
+    nets = [axes for axes in panels[0].axes if axes.collections]
+    _, seen = look_at(model, records)
+    wanted = rotated(model.backbone.ltps["1"].points(seen.offsets[0]), seen.angles[0])
+    for axes, points in zip(nets, wanted.detach(), strict=True):
+        _, warped, dots = axes.collections
+        np.testing.assert_allclose(dots.get_offsets(), _to_pixels(points, (32, 16), 8), rtol=1e-5)
+        # The corners of the net are control points.
+        vertices = np.concatenate(warped.get_segments())
+        for dot in dots.get_offsets():
+            assert np.abs(vertices - dot).sum(axis=1).min() < 1e-3
+    assert np.abs(nets[0].collections[2].get_offsets() - nets[1].collections[2].get_offsets()).max()
 
 
 def test_the_grid_of_a_network_that_turns_is_turned(tmp_path, dataset, panels):
