@@ -32,7 +32,9 @@ def add_parser(subparsers: Any) -> None:
         "number of valid queries. A<->G exists in two forms that give different numbers; both are "
         "printed, by name. For a network with parts on a generated set with label maps "
         "(write_parts) also how its part masks agree with the true parts; on any generated set how "
-        "its angles agree with the true roll of the cameras.",
+        "its angles agree with the true roll of the cameras. For a network that cuts the person "
+        "out, on a set with label maps, how much of the person it keeps and of the background it "
+        "leaves.",
     )
     add_config_options(parser)
     add_speed_options(parser)
@@ -219,10 +221,11 @@ def evaluate_checkpoint(
     """
     from gsalign.cli.console import log_to, make_console, progress
     from gsalign.data import load_dataset
+    from gsalign.engine.agreement import measure_cut_out, measure_parts, measure_rolls
     from gsalign.engine.compilation import compile_embedding
     from gsalign.engine.distributed import build_accelerator
     from gsalign.engine.loading import load_network
-    from gsalign.engine.testing import embed_splits, measure_parts, measure_rolls
+    from gsalign.engine.testing import embed_splits
     from gsalign.evaluation import Search
     from gsalign.evaluation import compare as compare_features
     from gsalign.evaluation.report import results_dict, results_table
@@ -255,8 +258,14 @@ def evaluate_checkpoint(
                 report=report,
             )
         features.append(made)
-    agreement = measure_parts(network, splits[0], dataset.root, data, accelerator)
-    rolls = measure_rolls(network, splits[0], dataset.root, data, accelerator)
+    agreements = {
+        name: measure(network, splits[0], dataset.root, data, accelerator)
+        for name, measure in (
+            ("parts", measure_parts),
+            ("person", measure_cut_out),
+            ("rolls", measure_rolls),
+        )
+    }
     comparisons = [compare_features(*features[0], name, wanted.search) for name in names]
     results = {comparison.protocol.name: comparison.evaluate() for comparison in comparisons}
     title = f"{checkpoint} on {dataset.root}"
@@ -267,12 +276,10 @@ def evaluate_checkpoint(
         "data": str(dataset.root),
         "results": {"network": results_dict(results)},
     }
-    if agreement is not None:
-        console.print(agreement.as_table())
-        document["parts"] = agreement.as_dict()
-    if rolls is not None:
-        console.print(rolls.as_table())
-        document["rolls"] = rolls.as_dict()
+    for name, agreement in agreements.items():
+        if agreement is not None:
+            console.print(agreement.as_table())
+            document[name] = agreement.as_dict()
     if wanted.roc:
         document["roc"] = _print_roc(comparisons, dataset.name, console)
     if wanted.threshold is not None:

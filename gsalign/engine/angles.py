@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gsalign.model.ltps import LTPS, control_grid
 from gsalign.model.network import GSAlign
+from gsalign.model.orientation import Aligned
 
 logger = logging.getLogger(__name__)
 
@@ -133,11 +134,9 @@ class AngleMonitor:
             self._last = angles.detach()
             self._offsets = None if offsets is None else offsets.detach()
 
-    def _keep_direction(
-        self, module: nn.Module, arguments: object, output: tuple[Tensor, Tensor | None]
-    ) -> None:
-        if module.training and output[1] is not None:
-            self._direction = output[1].detach()
+    def _keep_direction(self, module: nn.Module, arguments: object, output: Aligned) -> None:
+        if module.training and output.direction is not None:
+            self._direction = output.direction.detach()
 
     @torch.no_grad()
     def read(self) -> dict[str, AngleStatistics]:

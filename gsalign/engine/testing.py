@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gsalign.data import Batch, DataConfig, Split, evaluation_loader
-from gsalign.data.synthetic import (
-    BODY_PARTS,
-    TRUTH_FILE,
-    group_labels,
-    has_part_labels,
-    part_groups,
-    read_part_labels,
-    read_truth,
-)
-from gsalign.engine.angles import IMAGE, atan2_of
 from gsalign.engine.distributed import gather_rows
-from gsalign.errors import DataError
 from gsalign.evaluation import (
     PROTOCOLS,
     EvaluationResult,
@@ -36,14 +21,10 @@ from gsalign.evaluation import (
     extract_features,
 )
 from gsalign.evaluation.embedding import FlipTest
-from gsalign.evaluation.part_agreement import PartAgreement, PartCounts
-from gsalign.evaluation.roll_agreement import RollAgreement, roll_agreement
 from gsalign.model import FeatureOutput, GSAlign
 
 Report = Callable[[int, int], None]
 """Called with (images done, images in all) of this process."""
-
-Truth = TypeVar("Truth")
 
 AUTOCAST = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -215,134 +196,3 @@ def looking(
             yield look()
     finally:
         network.train(was_training)
-
-
-def measure_parts(
-    network: GSAlign,
-    splits: Sequence[Split],
-    root: Path,
-    config: DataConfig,
-    accelerator: Accelerator,
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> PartAgreement | None:
-    """Agreement of a network's part masks with the true parts of a generated set.
-
-    The true parts are put into as many groups as the network has parts (``part_groups``; the parts
-    themselves for six and more), and a group is as visible as its members are on average. Every
-    process looks at all images.
-
-    Args:
-        network: unwrapped, on the accelerator's device; its mode stays.
-        splits: the images, all below ``root``.
-        root: folder of the set.
-        config: how images are read.
-        accelerator: of the run; its precision is used.
-        progress: called with the number of images done.
-
-    Returns:
-        None where the network has no parts or the set no true label maps.
-
-    Raises:
-        DataError: the truth of an image is missing or damaged.
-    """
-    if network.parts is None or not has_part_labels(root) or not (root / TRUTH_FILE).is_file():
-        return None
-    shares = {root / row.path: row.visible for row in read_truth(root)}
-    groups = part_groups(min(network.config.parts, len(BODY_PARTS)))
-    counts = PartCounts(tuple(groups), network.config.parts)
-    done = 0
-    with looking(network, splits, config, accelerator) as batches:
-        for batch, seen in batches:
-            parts = seen.parts
-            assert parts is not None
-            paths = [Path(path) for path in batch.paths]
-            labels = torch.stack(
-                [group_labels(read_part_labels(root, path), len(groups)) for path in paths]
-            )
-            if network.uprighting is not None and seen.direction is not None:
-                there = labels.to(seen.direction.device)
-                labels = network.uprighting.turn_labels(there, seen.direction)
-            counts.add(
-                parts.masks.unflatten(2, network.config.mask_grid),
-                labels.cpu(),
-                parts.visibility,
-                torch.tensor([_true_shares(shares, path, groups) for path in paths]),
-            )
-            done += len(paths)
-            if progress is not None:
-                progress(done)
-    return counts.agreement()
-
-
-def measure_rolls(
-    network: GSAlign,
-    splits: Sequence[Split],
-    root: Path,
-    config: DataConfig,
-    accelerator: Accelerator,
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> RollAgreement | None:
-    """Agreement of a network's angles with the true roll of a generated set.
-
-    The angles are that of the image's turn, where the network has one, and of each LTPS. Every
-    process looks at all images.
-
-    Args:
-        network: unwrapped, on the accelerator's device; its mode stays.
-        splits: the images, all below ``root``.
-        root: folder of the set.
-        config: how images are read.
-        accelerator: of the run; its precision is used.
-        progress: called with the number of images done.
-
-    Returns:
-        None where the network turns nothing or the set has no truth.
-
-    Raises:
-        DataError: the truth of an image is missing or damaged.
-    """
-    layers = network.config.ltps_layers
-    if not (layers or network.config.orientation.turns_images):
-        return None
-    if not (root / TRUTH_FILE).is_file():
-        return None
-    truth = {root / row.path: math.radians(row.roll) for row in read_truth(root)}
-    collected: dict[str, list[Tensor]] = {}
-    rolls: list[float] = []
-    views: list[Tensor] = []
-    with looking(network, splits, config, accelerator) as batches:
-        for batch, seen in batches:
-            if seen.direction is not None:
-                collected.setdefault(IMAGE, []).append(atan2_of(seen.direction).cpu())
-            for layer, angle in zip(layers, seen.angles, strict=True):
-                collected.setdefault(f"layer {layer}", []).append(angle.float().cpu())
-            rolls += [_true_of(truth, Path(path)) for path in batch.paths]
-            views.append(batch.views)
-            if progress is not None:
-                progress(len(rolls))
-    if not rolls:
-        return None
-    aerial = torch.cat(views).numpy() == 1
-    return roll_agreement(
-        {name: torch.cat(parts).double().numpy() for name, parts in collected.items()},
-        np.asarray(rolls),
-        {"aerial": aerial, "ground": ~aerial},
-    )
-
-
-def _true_shares(
-    shares: Mapping[Path, Mapping[str, float]], path: Path, groups: Mapping[str, Sequence[str]]
-) -> list[float]:
-    """Visible share of every group: the mean over those of its parts that the person has."""
-    share = _true_of(shares, path)
-    had = [[share[part] for part in group if share[part] >= 0.0] for group in groups.values()]
-    return [sum(each) / len(each) if each else 0.0 for each in had]
-
-
-def _true_of(truth: Mapping[Path, Truth], path: Path) -> Truth:
-    """What the set's table of truth says of an image."""
-    if path not in truth:
-        raise DataError(f"{path} is not in the set's table of truth; generate the set again")
-    return truth[path]

@@ -12,6 +12,7 @@ from gsalign.evaluation.features import Features
 from gsalign.evaluation.metrics import EvaluationResult
 from gsalign.evaluation.nearest import nearest
 from gsalign.evaluation.part_agreement import PartAgreement, PartCounts, PartMatch
+from gsalign.evaluation.person_agreement import PersonAgreement, PersonCounts, PersonMatch
 from gsalign.evaluation.protocols import (
     KNOWN_PROTOCOLS,
     PROTOCOLS,
@@ -51,6 +52,9 @@ __all__ = [
     "PartAgreement",
     "PartCounts",
     "PartMatch",
+    "PersonAgreement",
+    "PersonCounts",
+    "PersonMatch",
     "Protocol",
     "Ranking",
     "Reranking",

@@ -13,7 +13,7 @@ from gsalign.model.config import ModelConfig
 from gsalign.model.dam import DAM, patch_mean
 from gsalign.model.equivariance import EVERY, equivariance_costs, random_turns, turned
 from gsalign.model.heads import ClassifierHead
-from gsalign.model.orientation import Uprighting
+from gsalign.model.orientation import Aligned, Uprighting
 from gsalign.model.parts import PartBranch, PartEmbeddings, PartOutput
 from gsalign.model.precision import promote, without_autocast
 from gsalign.model.processes import process_count, rows_of_all
@@ -36,6 +36,8 @@ class FeatureOutput:
             images are not turned.
         offsets: ``[L, B, K, 2]``, what every image adds to the control points of an LTPS, in units
             of [-1, 1]; None where the images share them.
+        person: ``[B, 1, H, W]``, the share of the person in every pixel of the images as they came,
+            by which they were cut out before the turn; None where nothing is.
     """
 
     global_feature: Tensor
@@ -46,6 +48,7 @@ class FeatureOutput:
     parts: PartOutput | None = None
     direction: Tensor | None = None
     offsets: Tensor | None = None
+    person: Tensor | None = None
 
 
 class GSAlign(nn.Module):
@@ -104,9 +107,9 @@ class GSAlign(nn.Module):
                 "(x - 127.5) / 127.5"
             )
 
-    def _upright(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The images aligned, and how they were turned, where the network does that."""
-        return (images, None) if self.uprighting is None else self.uprighting(images)
+    def _upright(self, images: Tensor) -> Aligned:
+        """The images aligned, where the network does that, and otherwise as they are."""
+        return Aligned(images) if self.uprighting is None else self.uprighting(images)
 
     def _features(
         self, images: Tensor, patches: Tensor, *, stochastic: bool
@@ -130,10 +133,10 @@ class GSAlign(nn.Module):
             TypeError: the images are not floating point.
         """
         self._check(images)
-        images, direction = self._upright(images)
-        patches = self.backbone.patches(images)
+        aligned = self._upright(images)
+        patches = self.backbone.patches(aligned.images)
         global_feature, view_feature, angles, offsets, parts = self._features(
-            images, patches, stochastic=True
+            aligned.images, patches, stochastic=True
         )
         return FeatureOutput(
             global_feature=global_feature,
@@ -142,8 +145,9 @@ class GSAlign(nn.Module):
             patch_mean=patch_mean(patches),
             angles=angles,
             parts=parts,
-            direction=direction,
+            direction=aligned.direction,
             offsets=offsets,
+            person=aligned.person,
         )
 
     def embed(self, images: Tensor) -> Tensor:
@@ -183,7 +187,7 @@ class GSAlign(nn.Module):
     def _embedded(self, images: Tensor) -> tuple[Tensor, PartOutput | None]:
         """The identity neck's output ``[B, C]``, and the parts before their necks."""
         self._check(images)
-        images, _ = self._upright(images)
+        images = self._upright(images).images
         patches = self.backbone.patches(images)
         global_feature, view_feature, _, _, parts = self._features(
             images, patches, stochastic=False
@@ -255,7 +259,8 @@ class GSAlign(nn.Module):
                 "image are empty; drop incomplete batches"
             )
         identities, views = identities.long(), views.long()
-        upright, direction = self._upright(images)
+        aligned = self._upright(images)
+        upright, direction = aligned.images, aligned.direction
         # Before the images themselves, so that who watches the backbone is left with theirs.
         turns = self._angles_of_turned(upright)
         patches = self.backbone.patches(upright)

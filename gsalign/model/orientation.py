@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,22 @@ def turn(
         mode=mode,
         padding_mode=padding_mode,
     )
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Images as the network sees them, and what was done to them.
+
+    Attributes:
+        images: ``[B, 3, H, W]``, aligned.
+        direction: ``[B, 2]``, (cos, sin) of the roll that was undone; None where nothing is turned.
+        person: ``[B, 1, H, W]``, the share of the person in every pixel of the images as they came,
+            before the turn; None where nothing is cut out.
+    """
+
+    images: Tensor
+    direction: Tensor | None = None
+    person: Tensor | None = None
 
 
 class Uprighting(nn.Module, ABC):
@@ -120,18 +137,15 @@ class Uprighting(nn.Module, ABC):
             Scalar of at least 0.
         """
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Aligned images ``[B, 3, H, W]`` and the directions they had, ``[B, 2]``; no gradient.
-
-        The directions are None where nothing is turned.
-        """
+    def forward(self, images: Tensor) -> Aligned:
+        """Align ``[B, 3, H, W]``; no gradient."""
         with torch.no_grad():
             direction, person = self.see(images)
             if person is not None:
                 images = images * person.to(images.dtype)
             if not self.turns:
-                return images, None
-            return self.turn(images, direction), direction
+                return Aligned(images, person=person)
+            return Aligned(self.turn(images, direction), direction, person)
 
     def turn(self, images: Tensor, direction: Tensor, *, mode: str = "bilinear") -> Tensor:
         """Undo given rolls, rigidly in pixels; see :func:`turn`."""

@@ -47,7 +47,7 @@ def look_at(network: GSAlign, records: Sequence[ImageRecord]) -> tuple[Tensor, F
     with evaluating(network):
         output = network.forward_features(images)
         if network.uprighting is not None:
-            images, _ = network.uprighting(images)
+            images = network.uprighting(images).images
     return denormalize(images).permute(0, 2, 3, 1).cpu(), output
 
 

@@ -14,10 +14,10 @@ from tiny_run import TINY, read_files
 from gsalign.config import load_config
 from gsalign.data import load_dataset, normalize, read_image, resize, train_loader
 from gsalign.data.synthetic import PARTS, UNKNOWN, group_labels, part_groups, read_part_labels
+from gsalign.engine.agreement import measure_parts
 from gsalign.engine.build import build_trainer
 from gsalign.engine.distributed import build_accelerator
 from gsalign.engine.part_teacher import write_part_labels
-from gsalign.engine.testing import measure_parts
 from gsalign.errors import ConfigError, DataError
 from gsalign.model import GSAlign, ModelConfig, save_weights
 

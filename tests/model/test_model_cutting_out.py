@@ -33,23 +33,24 @@ def test_what_is_not_of_the_person_becomes_grey():
     found = torch.zeros(2, 32, 16)
     found[0, 4:20, 3:9], found[1] = 1.0, 0.25
     images = torch.randn(2, 3, 32, 16)
-    cut, direction = uprighting(CUTTING_ALONE, found)(images)
-    assert direction is None
-    assert torch.equal(cut, images * found.unsqueeze(1))
+    aligned = uprighting(CUTTING_ALONE, found)(images)
+    assert aligned.direction is None
+    assert torch.equal(aligned.images, images * found.unsqueeze(1))
 
 
 def test_shares_of_a_small_image_are_spread_over_the_pixels():
     made = uprighting(CUTTING_ALONE, torch.rand(2, 16, 8))
     made.reduction = 2
     ones = torch.ones(2, 3, 32, 16)
-    (cut, _), (_, person) = made(ones), made.see(ones)
-    assert torch.equal(cut, person.expand_as(cut))
+    aligned, (_, person) = made(ones), made.see(ones)
+    assert torch.equal(aligned.person, person)
+    assert torch.equal(aligned.images, person.expand_as(ones))
     small = made.shares(ones)[:, 3]
     # Bilinear: every cell of four pixels has its own share as their mean, but for what its
     # neighbours lend it; one share everywhere stays one share everywhere.
     assert (torch.nn.functional.avg_pool2d(person, 2)[:, 0] - small).abs().mean() < 0.1
     even = uprighting(CUTTING_ALONE, torch.full((2, 16, 8), 0.3))
-    torch.testing.assert_close(even(ones)[0], torch.full((2, 3, 32, 16), 0.3))
+    torch.testing.assert_close(even(ones).images, torch.full((2, 3, 32, 16), 0.3))
 
 
 def test_who_is_cut_out_is_turned_before_grey():
@@ -59,9 +60,9 @@ def test_who_is_cut_out_is_turned_before_grey():
     images, direction = torch.randn(1, 3, 32, 16), torch.tensor([[0.6, 0.8]])
     made.see = lambda images: (direction, found.unsqueeze(1))
     wanted = turn(images, direction, aspect=0.5, padding_mode="zeros")
-    cut, told = made(images)
-    assert torch.equal(cut, wanted) and torch.equal(told, direction)
-    assert not torch.equal(cut, turn(images, direction, aspect=0.5))
+    aligned = made(images)
+    assert torch.equal(aligned.images, wanted) and torch.equal(aligned.direction, direction)
+    assert not torch.equal(wanted, turn(images, direction, aspect=0.5))
     labels = torch.ones(1, 32, 16, dtype=torch.uint8)
     assert set(made.turn_labels(labels, direction).flatten().tolist()) == {0, 1}
 
@@ -71,14 +72,15 @@ def test_the_network_sees_what_was_cut_out(config, make_batch):
         model = GSAlign(config.model_copy(update={"orientation": orientation})).eval()
         images, _, _ = make_batch(config)
         with torch.no_grad():
-            seen, direction = model.uprighting(images)
+            aligned = model.uprighting(images)
             output, embedded = model.forward_features(images), model.embed(images)
             plain = GSAlign(config).eval()
             plain.load_state_dict(model.state_dict())
             plain.uprighting = None
-            assert not torch.equal(seen, images)
-            torch.testing.assert_close(embedded, plain.embed(seen))
-        assert (output.direction is None) == (direction is None) == (not orientation.turns)
+            assert not torch.equal(aligned.images, images)
+            torch.testing.assert_close(embedded, plain.embed(aligned.images))
+        assert (output.direction is None) == (aligned.direction is None) == (not orientation.turns)
+        torch.testing.assert_close(output.person, aligned.person)
 
 
 def test_losses_of_re_identification_do_not_reach_the_finder(config, make_batch):

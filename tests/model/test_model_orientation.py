@@ -157,8 +157,9 @@ def test_the_loss_teaches_the_roll(config):
     rolled = turn(people, directions(-rolls))
 
     def closeness() -> float:
-        turned, direction = uprighting(rolled)
-        assert turned.shape == people.shape and not direction.requires_grad
+        aligned = uprighting(rolled)
+        direction = aligned.direction
+        assert aligned.images.shape == people.shape and not direction.requires_grad
         return float((direction * directions(rolls)).sum(dim=1).mean())
 
     before = closeness()
@@ -200,11 +201,11 @@ def test_masks_are_taught_by_the_labels_of_turned_images(config, tiny_config, ma
     images, identities, views = make_batch(config)
     labels = torch.randint(0, 3, (len(images), *config.image_size), dtype=torch.uint8)
     with torch.no_grad():
-        turned, direction = model.uprighting(images)
-        turned_labels = model.uprighting.turn_labels(labels, direction)
+        aligned = model.uprighting(images)
+        turned_labels = model.uprighting.turn_labels(labels, aligned.direction)
         assert not torch.equal(turned_labels, labels)
         mine = model.losses(images, identities, views, labels)
-        wanted = plain.losses(turned, identities, views, turned_labels)
+        wanted = plain.losses(aligned.images, identities, views, turned_labels)
     assert set(mine) - set(wanted) == {"orientation"}
     for name, loss in wanted.items():
         torch.testing.assert_close(mine[name], loss, msg=name)
@@ -229,11 +230,14 @@ def test_the_network_sees_turned_images(config, tiny_config, make_batch):
     model = GSAlign(config).eval()
     images, identities, views = make_batch(config)
     with torch.no_grad():
-        turned, direction = model.uprighting(images)
+        aligned = model.uprighting(images)
+        assert aligned.person is None
         plain = GSAlign(tiny_config).eval()
         plain.load_state_dict(model.state_dict(), strict=False)
-        torch.testing.assert_close(model.embed(images), plain.embed(turned))
-        torch.testing.assert_close(model.forward_features(images).direction, direction)
+        torch.testing.assert_close(model.embed(images), plain.embed(aligned.images))
+        seen = model.forward_features(images)
+        torch.testing.assert_close(seen.direction, aligned.direction)
+        assert seen.person is None
     terms = model.losses(images, identities, views)
     sum(terms.values()).backward()
     assert all(p.grad is not None for p in model.uprighting.parameters())

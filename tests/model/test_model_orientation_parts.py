@@ -113,9 +113,10 @@ def test_where_no_body_is_found_the_image_stays_as_it_is():
     uprighting = finder()
     torch.nn.init.zeros_(uprighting.finder.out.weight)
     images = torch.randn(2, 3, 32, 16)
-    turned, direction = uprighting(images)
-    torch.testing.assert_close(direction, torch.tensor([[1.0, 0.0]] * 2), atol=1e-2, rtol=0)
-    torch.testing.assert_close(turned, images, atol=0.1, rtol=0)
+    aligned = uprighting(images)
+    upright = torch.tensor([[1.0, 0.0]] * 2)
+    torch.testing.assert_close(aligned.direction, upright, atol=1e-2, rtol=0)
+    torch.testing.assert_close(aligned.images, images, atol=0.1, rtol=0)
 
 
 def test_brightness_and_contrast_do_not_matter():

@@ -157,7 +157,7 @@ def test_the_map_is_of_the_image_as_it_was_turned():
     model = turning(orientation={"enabled": True})
     images = images_of(model)
     made = attention_rollout(model, images)
-    upright, _ = model.uprighting(images)
+    upright = model.uprighting(images).images
     assert not torch.allclose(upright, images)
     model.uprighting = None
     torch.testing.assert_close(made, attention_rollout(model, upright), rtol=0, atol=1e-12)
