@@ -6,9 +6,12 @@ import csv
 import json
 
 import pytest
+import torch
 
+from gsalign.config import load_config
 from gsalign.engine.metrics import read_metrics
 from gsalign.evaluation import PROTOCOLS
+from gsalign.model import GSAlign, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,39 @@ def test_roc_and_dump(call, finished, tmp_path):
     for name in ("all", "ground-to-aerial"):
         scores = [float(row["AP"]) for row in rows if row["protocol"] == name]
         assert 100 * sum(scores) / len(scores) == pytest.approx(network[name]["mAP"])
+
+
+def test_who_only_cuts_out_is_told_how_well(call, settings, tmp_path):
+    """No rolls and no parts: a table of the person, and the same in the document."""
+    root, checkpoint, document = tmp_path / "set", tmp_path / "cut.safetensors", tmp_path / "it.json"
+    sizes = ("train_identities=2", "test_identities=2", "image_size=[32,16]", "write_parts=true")
+    few = ("images_per_identity_aerial=2", "images_per_identity_ground=2", "queries_per_identity=2")
+    call("data", "generate", "--out", root, "--workers", 0, *sizes, *few)
+    cuts_out = (
+        "model.orientation.enabled=true",
+        "model.orientation.reads=parts",
+        "model.orientation.cuts_out=true",
+        "model.orientation.turns=false",
+        "model.ltps.layers=[]",
+    )
+    torch.manual_seed(0)
+    save_weights(GSAlign(load_config(settings, cuts_out).model), checkpoint)
+    told = call(
+        "eval", "--checkpoint", checkpoint, "--config-file", settings, "--data-root", root,
+        "--json", document, *cuts_out,
+    )  # fmt: skip
+    assert "who is cut out against the true person" in told
+    assert "angles against" not in told and "part masks against" not in told
+    tree = json.loads(document.read_text())
+    assert set(tree) == {"checkpoint", "data", "results", "person"}
+    assert list(tree["person"]) == ["aerial", "ground"]
+    for view, figures in tree["person"].items():
+        assert list(figures) == ["images", "iou", "person_kept", "background_left"]
+        assert figures["images"] == 4 and 0 < figures["person_kept"] < 1
+        cells = [f"{figures[name]:.3f}" for name in ("iou", "person_kept", "background_left")]
+        assert [view, "4", *cells] == next(
+            line.split() for line in told.splitlines() if line.split()[:2] == [view, "4"]
+        )
 
 
 def test_a_threshold_from_held_out_people(call, held_out, tmp_path):
