@@ -67,7 +67,8 @@ def test_roc_and_dump(call, finished, tmp_path):
 
 def test_who_only_cuts_out_is_told_how_well(call, settings, tmp_path):
     """No rolls and no parts: a table of the person, and the same in the document."""
-    root, checkpoint, document = tmp_path / "set", tmp_path / "cut.safetensors", tmp_path / "it.json"
+    root, document = tmp_path / "set", tmp_path / "results.json"
+    checkpoint = tmp_path / "cut.safetensors"
     sizes = ("train_identities=2", "test_identities=2", "image_size=[32,16]", "write_parts=true")
     few = ("images_per_identity_aerial=2", "images_per_identity_ground=2", "queries_per_identity=2")
     call("data", "generate", "--out", root, "--workers", 0, *sizes, *few)

@@ -28,7 +28,7 @@ def rows(trainer: Trainer) -> torch.Tensor:
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("variant", ["part labels", "upright", "recompute", "bf16"])
+@pytest.mark.parametrize("variant", ["part labels", "upright", "cut out", "recompute", "bf16"])
 def test_a_compiled_run_is_the_eager_run(people: Path, tmp_path: Path, variant: str):
     settings = (*VARIANTS[variant], "model.drop_path=0", "training.iterations=1")
     eager = rows(trainer_for(people, tmp_path / "eager", *settings))

@@ -25,6 +25,10 @@ VARIANTS = {
     "on device": ("model.parts=2", "model.losses.part_labels=1", "data.augment_on_device=true"),
     "upright": ("model.orientation.enabled=true", "model.parts=2", "model.losses.part_labels=1"),
     "upright by parts": ("model.orientation.enabled=true", "model.orientation.reads=parts"),
+    "cut out": (
+        *("model.orientation.enabled=true", "model.orientation.reads=parts"),
+        *("model.orientation.cuts_out=true", "model.orientation.turns=false"),
+    ),
     "baseline": ("model.ltps.layers=[]", "model.dam.enabled=false"),
     "adamw": ("optimizer.name=adamw",),
     "recompute": ("training.recompute=layers",),
@@ -75,7 +79,7 @@ def test_no_iteration_waits(people, tmp_path, variant):
     assert all(loss for name, loss in trainer.losses.items() if name == "part_labels")
 
 
-@pytest.mark.parametrize("variant", ["part labels", "upright", "upright by parts"])
+@pytest.mark.parametrize("variant", ["part labels", "upright", "upright by parts", "cut out"])
 def test_losses_make_nothing_on_another_device(variant):
     # Without figures nothing can be read, by tolist() either, and a tensor made on the host shows
     # as a copy between devices.

@@ -83,6 +83,15 @@ def test_onnx_has_the_switches_of_ltps(tmp_path, aspect_true):
     assert export_onnx(module, tmp_path / "model.onnx").largest < 1e-5
 
 
+def test_onnx_of_a_network_that_cuts_the_person_out_and_turns_it(tmp_path):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    orientation = {"enabled": True, "reads": "parts", "cuts_out": True}
+    config = {**network().config.model_dump(), "orientation": orientation}
+    module = EmbeddingModule(GSAlign(ModelConfig.model_validate(config)).eval())
+    assert export_onnx(module, tmp_path / "model.onnx").largest < 1e-5
+
+
 @pytest.mark.parametrize("kernels", ["reference", "cpp"])
 def test_a_program(module, tmp_path, kernels):
     path = tmp_path / "model.pt2"
