@@ -26,11 +26,15 @@ from gsalign_kernels import use_kernels
 
 
 def network(parts: int = 0, **ltps: object) -> GSAlign:
+    """One with parts cuts people out and turns them by these, one with switches turns by rays."""
     torch.manual_seed(0)
+    orientation = {"enabled": bool(parts or ltps)}
+    if parts:
+        orientation |= {"reads": "parts", "cuts_out": True}
     config = {
         "image_size": (32, 16), "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2,
         "num_identities": 4, "ltps": {"hidden": (8, 4), **ltps}, "parts": parts,
-        "part_cells": 2, "orientation": {"enabled": parts > 0},
+        "part_cells": 2, "orientation": orientation,
     }  # fmt: skip
     return GSAlign(ModelConfig.model_validate(config)).eval()
 
@@ -80,15 +84,6 @@ def test_onnx_has_the_switches_of_ltps(tmp_path, aspect_true):
         for offsets in (ltps.offsets for ltps in given.backbone.ltps.values() if ltps.offsets):
             offsets.weight.normal_()
     module = EmbeddingModule(given)
-    assert export_onnx(module, tmp_path / "model.onnx").largest < 1e-5
-
-
-def test_onnx_of_a_network_that_cuts_the_person_out_and_turns_it(tmp_path):
-    for package in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(package)
-    orientation = {"enabled": True, "reads": "parts", "cuts_out": True}
-    config = {**network().config.model_dump(), "orientation": orientation}
-    module = EmbeddingModule(GSAlign(ModelConfig.model_validate(config)).eval())
     assert export_onnx(module, tmp_path / "model.onnx").largest < 1e-5
 
 
