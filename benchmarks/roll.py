@@ -35,7 +35,7 @@ from gsalign.files import atomic_write
 from gsalign.model import ModelConfig
 from gsalign.model.orientation import Uprighting
 from gsalign.model.orientation_parts import body_axis
-from gsalign.model.uprighting import create_uprighting
+from gsalign.model.uprighting import create_uprighting, save_uprighting
 
 IMAGE_SIZE = (128, 64)
 CONDITIONS = ("device", "threads", "torch", "commit", "date")
@@ -57,7 +57,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.csv", help="add the rows, instead of those of such a run"
     )
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="keep what was trained, for model.orientation.pretrained",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.save is not None and arguments.reads == "maps":
+        parser.error("--save: --reads maps trains nothing that could be kept")
 
     data = DataConfig(
         root=Path(arguments.data),
@@ -75,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.steps = arguments.people = arguments.seed = 0
     else:
         uprighting = train(dataset, data, arguments)
+        if arguments.save is not None:
+            save_uprighting(uprighting, arguments.save)
     matches = agreement(dataset, data, uprighting)
     if arguments.out is not None:
         keep(arguments.out, arguments, matches)

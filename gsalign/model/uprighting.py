@@ -9,7 +9,7 @@ from gsalign.model.config import ModelConfig
 from gsalign.model.orientation import Uprighting
 from gsalign.model.orientation_parts import UprightingByParts
 from gsalign.model.orientation_rays import UprightingByRays
-from gsalign.model.weights import read_state_dict
+from gsalign.model.weights import read_state_dict, write_tensors
 
 _PREFIX = "uprighting."
 
@@ -21,12 +21,19 @@ def create_uprighting(config: ModelConfig) -> Uprighting:
     return UprightingByRays(config.image_size, config.orientation)
 
 
+def save_uprighting(uprighting: Uprighting, path: str | os.PathLike[str]) -> None:
+    """Write what predicts the rolls as :func:`take_uprighting` reads it, all or nothing."""
+    state = uprighting.state_dict()
+    write_tensors(path, {_PREFIX + name: tensor for name, tensor in state.items()}, {})
+
+
 def take_uprighting(uprighting: Uprighting, path: str | os.PathLike[str]) -> None:
     """Take what predicts the rolls from a network of ours; all or nothing.
 
     Args:
         uprighting: of the new network; in place.
-        path: file of :func:`gsalign.model.save_weights` of a network that turns images likewise.
+        path: file of :func:`save_uprighting`, or of :func:`gsalign.model.save_weights` of a
+            network that aligns images likewise.
 
     Raises:
         CheckpointError: the file is missing or damaged, or its network turns no images, or turns

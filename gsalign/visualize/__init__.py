@@ -1,7 +1,8 @@
-"""Pictures: curves of runs, rank lists, embedding map, attention, grids, part masks, studies."""
+"""Pictures: curves, rank lists, embedding map, alignment, attention, grids, part masks, studies."""
 
 from __future__ import annotations
 
+from gsalign.visualize.alignment import alignment
 from gsalign.visualize.attention import attention_maps
 from gsalign.visualize.cmc import cmc_curves
 from gsalign.visualize.compared_curves import compared_curves
@@ -15,6 +16,7 @@ from gsalign.visualize.study import study_curves, study_points
 
 __all__ = [
     "RankList",
+    "alignment",
     "attention_maps",
     "attention_rollout",
     "choose_queries",

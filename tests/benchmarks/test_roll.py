@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import roll
 from gsalign.data.synthetic import SyntheticConfig, generate
+from gsalign.model import ModelConfig, create_model
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def people(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("reads", ["rays", "parts"])
-def test_it_trains_and_prints_a_table(people, monkeypatch, capsys, reads):
+def test_it_trains_and_prints_a_table(people, tmp_path, monkeypatch, capsys, reads):
     made: list[roll.Uprighting] = []
     started: list[torch.Tensor] = []
 
@@ -44,7 +45,8 @@ def test_it_trains_and_prints_a_table(people, monkeypatch, capsys, reads):
     create_uprighting = roll.create_uprighting
     monkeypatch.setattr(roll, "create_uprighting", create)
     settings = ["--data", str(people), "--reads", reads, "--steps", "2", "--people", "2"]
-    roll.main(settings)
+    kept = tmp_path / "new" / "finder.safetensors"
+    roll.main([*settings, "--save", str(kept)])
     told = capsys.readouterr().out
     assert "angles against the true roll" in told
     rows = [line.split() for line in told.splitlines() if line.strip().startswith("image")]
@@ -53,6 +55,16 @@ def test_it_trains_and_prints_a_table(people, monkeypatch, capsys, reads):
         ["image", "ground", "4"],
     ]
     assert not torch.equal(next(made[0].parameters()), started[0])
+    orientation = {"enabled": True, "reads": reads, "pretrained": str(kept)}
+    sizes = {"image_size": (32, 16), "patch_size": 8, "width": 8, "depth": 1, "num_heads": 1}
+    network, _ = create_model(ModelConfig.model_validate({**sizes, "orientation": orientation}))
+    for name, tensor in made[0].state_dict().items():
+        assert torch.equal(network.uprighting.state_dict()[name], tensor)
+
+
+def test_of_true_label_maps_there_is_nothing_to_save(people, tmp_path):
+    with pytest.raises(SystemExit):
+        roll.main(["--data", str(people), "--reads", "maps", "--save", str(tmp_path / "none")])
 
 
 def test_rows_are_kept_and_replaced(people, tmp_path):

@@ -25,6 +25,7 @@ def test_visualize_writes_pictures_elsewhere_and_leaves_the_run_alone(call, fini
         assert_picture(tmp_path / "pictures" / name)
         assert name in told
     assert "no contact_sheet: " in told and "no part_masks: the network has no parts" in told
+    assert "no alignment: the network aligns no images" in told
     assert sorted(path.name for path in finished.iterdir()) == before
 
 

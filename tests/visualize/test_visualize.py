@@ -14,12 +14,13 @@ from drawn import colours, network, rgb, texts
 from matplotlib.figure import Figure
 from PIL import Image
 
-from gsalign.data import ImageRecord
+from gsalign.data import ImageRecord, read_image, resize
 from gsalign.errors import DataError
 from gsalign.evaluation import PROTOCOLS
 from gsalign.model.ltps import rotated
 from gsalign.visualize import (
     RankList,
+    alignment,
     choose_queries,
     ltps_grids,
     part_masks,
@@ -302,6 +303,41 @@ def test_part_masks_of_nothing_are_refused(tmp_path, dataset):
         part_masks(network(), dataset.query.records[:1], tmp_path / "a.png")
     with pytest.raises(ValueError, match="records is empty"):
         part_masks(network(parts=2), [], tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("does", ["turns", "cuts_out", "both"])
+def test_the_alignment_shows_images_before_and_after(tmp_path, dataset, panels, does):
+    orientation = {
+        "enabled": True,
+        "reads": "parts",
+        "finder_width": 4,
+        "turns": does != "cuts_out",
+        "cuts_out": does != "turns",
+    }
+    model = network(orientation=orientation).train()
+    records = dataset.query.records[:3]
+    alignment(model, records, tmp_path / "alignment.png", title="aligned")
+    assert model.training
+    (figure,) = panels
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    aligned, output = look_at(model, records)
+    images, *person, seen = [shown[start : start + 3] for start in range(0, len(shown), 3)]
+    assert len(person) == (does != "turns")
+    for place, record in enumerate(records):
+        image = resize(read_image(record.path), model.config.image_size)
+        assert np.array_equal(images[place], image.permute(1, 2, 0))
+        assert np.array_equal(seen[place], aligned[place])
+        if person:
+            assert np.array_equal(person[0][place], output.person[place, 0])
+    told = [text for text in texts(figure) if text.endswith("°")]
+    assert len(told) == 3 * (does != "cuts_out") and "aligned" in texts(figure)
+
+
+def test_an_alignment_of_nothing_is_refused(tmp_path, dataset):
+    with pytest.raises(ValueError, match="the network aligns no images"):
+        alignment(network(), dataset.query.records[:1], tmp_path / "a.png")
+    with pytest.raises(ValueError, match="records is empty"):
+        alignment(network(orientation={"enabled": True}), [], tmp_path / "a.png")
 
 
 def test_places_are_centres_of_patches():

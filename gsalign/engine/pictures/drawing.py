@@ -12,6 +12,7 @@ from gsalign.engine.pictures.names import PICTURES
 from gsalign.engine.pictures.run import DrawnRun
 from gsalign.errors import ConfigError, DataError, GSAlignError
 from gsalign.visualize import (
+    alignment,
     attention_maps,
     cmc_curves,
     embedding_map,
@@ -121,6 +122,12 @@ def _embedding_map(run: DrawnRun, path: Path, choices: Choices) -> None:
     )
 
 
+def _alignment(run: DrawnRun, path: Path, _: Choices) -> None:
+    if run.network.uprighting is None:
+        raise NothingToDrawError("the network aligns no images")
+    alignment(run.network, run.examples(), path, title=_title(run, "how images are aligned"))
+
+
 def _attention(run: DrawnRun, path: Path, choices: Choices) -> None:
     title = _title(run, "attention of class and view token, rolled out over the layers")
     attention_maps(run.network, run.examples(), path, heads=choices.heads, title=title)
@@ -159,6 +166,7 @@ _DRAW: dict[str, Callable[[DrawnRun, Path, Choices], None]] = {
     "cmc_curves": _cmc_curves,
     "rank_lists": _rank_lists,
     "embedding_map": _embedding_map,
+    "alignment": _alignment,
     "attention": _attention,
     "ltps_grids": _ltps_grids,
     "part_masks": _part_masks,

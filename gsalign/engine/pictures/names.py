@@ -11,6 +11,7 @@ PICTURES = {
     "cmc_curves": "share of queries answered within 1 to 20 images, by protocol; mAP",
     "rank_lists": "first answers to some queries, right and wrong marked",
     "embedding_map": "embeddings in two dimensions, by view and by identity",
+    "alignment": "images before and after they are turned and cut out",
     "attention": "roll-out of the attention of class and view token over images",
     "ltps_grids": "where each layer's warp reads, and the images read like that",
     "part_masks": "what each part covers, how visible it is",
@@ -19,7 +20,7 @@ PICTURES = {
 """Name of a picture, and of its file without ``.png``, to what it shows."""
 
 OF_SEVERAL_RUNS = ("training_curves", "cmc_curves")
-OF_OWN_IMAGES = ("attention", "ltps_grids", "part_masks")
+OF_OWN_IMAGES = ("alignment", "attention", "ltps_grids", "part_masks")
 MOST_IMAGES = 24
 """More columns than these nobody can look at."""
 
