@@ -40,7 +40,7 @@ from gsalign.model.uprighting import create_uprighting, save_uprighting
 IMAGE_SIZE = (128, 64)
 CONDITIONS = ("device", "threads", "torch", "commit", "date")
 COLUMNS = (
-    "reads", "steps", "people", "seed", "view", "images", "correlation", "median_error_degrees",
+    "data", "reads", "steps", "people", "seed", "view", "images", "correlation", "median_error_degrees",
     "within_90", *CONDITIONS,
 )  # fmt: skip
 
@@ -173,6 +173,7 @@ def keep(path: Path, arguments: argparse.Namespace, matches: Sequence[RollMatch]
         SystemExit: the file has other columns.
     """
     run = {name: str(getattr(arguments, name)) for name in ("reads", "steps", "people", "seed")}
+    run["data"] = Path(arguments.data).name
     rows: list[dict[str, str]] = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as stream:

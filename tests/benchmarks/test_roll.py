@@ -70,7 +70,7 @@ def test_of_true_label_maps_there_is_nothing_to_save(people, tmp_path):
 def test_rows_are_kept_and_replaced(people, tmp_path):
     """Rows of a run replace those of one alike; true label maps know the roll."""
     kept = tmp_path / "roll.csv"
-    kept.write_text(",".join(roll.COLUMNS) + "\nrays,9,9,0,aerial" + ",0" * 9 + "\n")
+    kept.write_text(",".join(roll.COLUMNS) + "\nset,rays,9,9,0,aerial" + ",0" * 9 + "\n")
     for _ in range(2):
         roll.main(["--data", str(people), "--reads", "maps", "--out", str(kept)])
     with kept.open(newline="") as stream:
