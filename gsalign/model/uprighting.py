@@ -39,9 +39,13 @@ def take_uprighting(uprighting: Uprighting, path: str | os.PathLike[str]) -> Non
         CheckpointError: the file is missing or damaged, or its network turns no images, or turns
             them in another way.
     """
+    try:
+        state = read_state_dict(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"model.orientation.pretrained: {error}") from error
     found = {
         name.removeprefix(_PREFIX): tensor
-        for name, tensor in read_state_dict(path).items()
+        for name, tensor in state.items()
         if name.startswith(_PREFIX)
     }
     wanted = {name: tensor.shape for name, tensor in uprighting.state_dict().items()}

@@ -54,7 +54,7 @@ def alignment(
     if output.direction is not None:
         angles = torch.atan2(output.direction[:, 1], output.direction[:, 0]).tolist()
         labels = [
-            f"{label}\n{math.degrees(angle):+.0f}°"
+            f"{label}\n{round(math.degrees(angle)):+d}°"
             for label, angle in zip(labels, angles, strict=True)
         ]
 

@@ -272,6 +272,13 @@ def test_a_predictor_of_another_run_is_taken_and_kept(config, make_batch, tmp_pa
     assert fingerprint(pupil) == fingerprint(same)
 
 
+def test_a_predictor_that_is_not_there_is_named(config, tmp_path):
+    nowhere = str(tmp_path / "finder.safetensors")
+    taken = config.orientation.model_copy(update={"pretrained": nowhere})
+    with pytest.raises(CheckpointError, match=r"^model\.orientation\.pretrained: no .*finder"):
+        create_model(config.model_copy(update={"orientation": taken}))
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
