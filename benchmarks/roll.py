@@ -40,8 +40,8 @@ from gsalign.model.uprighting import create_uprighting, save_uprighting
 IMAGE_SIZE = (128, 64)
 CONDITIONS = ("device", "threads", "torch", "commit", "date")
 COLUMNS = (
-    "data", "reads", "steps", "people", "seed", "view", "images", "correlation", "median_error_degrees",
-    "within_90", *CONDITIONS,
+    "data", "reads", "steps", "people", "seed", "view", "images", "correlation",
+    "median_error_degrees", "within_90", *CONDITIONS,
 )  # fmt: skip
 
 

@@ -15,8 +15,10 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.
 
 
 def run_style(place: int) -> tuple[str, Any]:
-    """Colour and dashes of the lines of a run, counted from 0."""
-    return SERIES[place % len(SERIES)], _DASHES[place % len(_DASHES)]
+    """Colour and dashes of the lines of a run, counted from 0; no two of the first 32 are alike."""
+    # One further with every round of the colours, of which there are a multiple of the dashes.
+    dashes = place + place // len(SERIES)
+    return SERIES[place % len(SERIES)], _DASHES[dashes % len(_DASHES)]
 
 
 def legend_of_runs(figure: Figure, runs: Iterable[str], note: str) -> None:

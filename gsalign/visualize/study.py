@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from gsalign.evaluation.protocols import protocol_title
+from gsalign.visualize.run_lines import run_style
 from gsalign.visualize.style import QUIET, SERIES, house_style, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def study_curves(
             panel.set_ylabel(f"{metric}, percent")
             for place, variant in enumerate(variants):
                 mine = [row for row in rows if row.variant == variant]
-                _curve(panel, mine, protocol, metric, variant, SERIES[place % len(SERIES)])
+                _curve(panel, mine, protocol, metric, variant, place)
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             panel.set_ylim(0, None)
         _name_bottom(panels, "iteration")
@@ -181,8 +182,9 @@ def _points(panel: Axes, place: int, values: NDArray[np.float64], colour: str) -
 
 
 def _curve(
-    panel: Axes, rows: Sequence[StudyRow], protocol: str, metric: str, variant: str, colour: str
+    panel: Axes, rows: Sequence[StudyRow], protocol: str, metric: str, variant: str, place: int
 ) -> None:
+    colour, dashes = run_style(place)
     steps = sorted({row.step for row in rows if row.protocol == protocol})
     found = [_values(rows, variant, protocol, metric, step) for step in steps]
     steps = [step for step, values in zip(steps, found, strict=True) if values.size]
@@ -190,4 +192,4 @@ def _curve(
     mean = np.array([values.mean() for values in found])
     half = np.array([values.std(ddof=1) if values.size > 1 else 0.0 for values in found])
     panel.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
-    panel.plot(steps, mean, color=colour, marker="o", markersize=3, label=variant)
+    panel.plot(steps, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=variant)

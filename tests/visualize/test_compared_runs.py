@@ -62,6 +62,7 @@ def test_lines_of_runs_differ_in_more_than_colour():
     styles = [run_style(place) for place in range(8)]
     assert len({colour for colour, _ in styles}) == 8
     assert all(styles[i][1] != styles[i + 1][1] for i in range(7))
+    assert len({run_style(place) for place in range(32)}) == 32
 
 
 @pytest.mark.parametrize(
