@@ -113,7 +113,12 @@ def study_curves(
         _name_bottom(panels, "iteration")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=min(6, len(labels)),
+            frameon=False,
+            handlelength=3,
         )
         _head(figure, title)
         save_figure(figure, path)
