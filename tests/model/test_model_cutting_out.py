@@ -38,6 +38,17 @@ def test_what_is_not_of_the_person_becomes_grey():
     assert torch.equal(aligned.images, images * found.unsqueeze(1))
 
 
+def test_who_is_not_found_is_not_cut_out():
+    """A grey image would say nothing, to the network and in a search."""
+    found = torch.zeros(3, 32, 16)
+    found[0, 4:20, 3:9], found[1, 0, :9] = 1.0, 1.0  # the second: 9 pixels of 512
+    images = torch.randn(3, 3, 32, 16)
+    aligned = uprighting(CUTTING_ALONE, found)(images)
+    assert torch.equal(aligned.images[1:], images[1:])
+    assert torch.equal(aligned.images[0], images[0] * found[0])
+    assert (aligned.person[1:] == 1).all()
+
+
 def test_shares_of_a_small_image_are_spread_over_the_pixels():
     made = uprighting(CUTTING_ALONE, torch.rand(2, 16, 8))
     made.reduction = 2
