@@ -1,7 +1,7 @@
 """A generated set aligned by its truth, as a perfect ``model.orientation`` would.
 
 ``python -m benchmarks.oracle --data data/study --turn --out data/study-turned``. What a network
-gains from such images is the most that any predictor can give it; see docs/study.md.
+gains from such images is what aligning without errors gives it; see docs/study.md.
 """
 
 from __future__ import annotations

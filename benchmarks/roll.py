@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.save is not None and arguments.reads == "maps":
         parser.error("--save: --reads maps trains nothing that could be kept")
+    if arguments.save is not None and arguments.save.is_dir():  # now, and not after the training
+        parser.error(f"--save {arguments.save} is a folder; wanted a file")
 
     data = DataConfig(
         root=Path(arguments.data),

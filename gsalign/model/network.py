@@ -107,7 +107,7 @@ class GSAlign(nn.Module):
                 "(x - 127.5) / 127.5"
             )
 
-    def _upright(self, images: Tensor) -> Aligned:
+    def _align(self, images: Tensor) -> Aligned:
         """The images aligned, where the network does that, and otherwise as they are."""
         return Aligned(images) if self.uprighting is None else self.uprighting(images)
 
@@ -133,7 +133,7 @@ class GSAlign(nn.Module):
             TypeError: the images are not floating point.
         """
         self._check(images)
-        aligned = self._upright(images)
+        aligned = self._align(images)
         patches = self.backbone.patches(aligned.images)
         global_feature, view_feature, angles, offsets, parts = self._features(
             aligned.images, patches, stochastic=True
@@ -187,7 +187,7 @@ class GSAlign(nn.Module):
     def _embedded(self, images: Tensor) -> tuple[Tensor, PartOutput | None]:
         """The identity neck's output ``[B, C]``, and the parts before their necks."""
         self._check(images)
-        images = self._upright(images).images
+        images = self._align(images).images
         patches = self.backbone.patches(images)
         global_feature, view_feature, _, _, parts = self._features(
             images, patches, stochastic=False
@@ -259,7 +259,7 @@ class GSAlign(nn.Module):
                 "image are empty; drop incomplete batches"
             )
         identities, views = identities.long(), views.long()
-        aligned = self._upright(images)
+        aligned = self._align(images)
         upright, direction = aligned.images, aligned.direction
         # Before the images themselves, so that who watches the backbone is left with theirs.
         turns = self._angles_of_turned(upright)

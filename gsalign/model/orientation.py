@@ -1,4 +1,6 @@
-"""Turning images upright before the network sees them; an extension beyond the published code.
+"""Aligning images before the network sees them; an extension beyond the published code.
+
+They are turned upright, and by choice the person is cut out.
 
 The angle is a direction, (cos, sin) of the roll, over the full circle. Where it is read is another
 module's: :mod:`gsalign.model.orientation_rays` needs no labels, and

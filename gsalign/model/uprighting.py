@@ -1,4 +1,4 @@
-"""What turns images upright: the way that a configuration names, and taking it from another run."""
+"""What aligns images: the way that a configuration names; keeping it, and taking another run's."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _PREFIX = "uprighting."
 
 
 def create_uprighting(config: ModelConfig) -> Uprighting:
-    """What predicts the rolls and undoes them, freshly drawn."""
+    """What predicts how images are to be aligned, and aligns them, freshly drawn."""
     if config.orientation.reads == "parts":
         return UprightingByParts(config.image_size, config.orientation, config.label_groups)
     return UprightingByRays(config.image_size, config.orientation)
 
 
 def save_uprighting(uprighting: Uprighting, path: str | os.PathLike[str]) -> None:
-    """Write what predicts the rolls as :func:`take_uprighting` reads it, all or nothing."""
+    """Write the predictor as :func:`take_uprighting` reads it, all or nothing."""
     state = uprighting.state_dict()
     write_tensors(path, {_PREFIX + name: tensor for name, tensor in state.items()}, {})
 
 
 def take_uprighting(uprighting: Uprighting, path: str | os.PathLike[str]) -> None:
-    """Take what predicts the rolls from a network of ours; all or nothing.
+    """Take the predictor from a network of ours; all or nothing.
 
     Args:
         uprighting: of the new network; in place.

@@ -65,6 +65,8 @@ def test_it_trains_and_prints_a_table(people, tmp_path, monkeypatch, capsys, rea
 def test_of_true_label_maps_there_is_nothing_to_save(people, tmp_path):
     with pytest.raises(SystemExit):
         roll.main(["--data", str(people), "--reads", "maps", "--save", str(tmp_path / "none")])
+    with pytest.raises(SystemExit):  # before anything is trained
+        roll.main(["--data", "nowhere", "--reads", "parts", "--save", str(tmp_path)])
 
 
 def test_rows_are_kept_and_replaced(people, tmp_path):
